@@ -1,7 +1,7 @@
 """Generates services/shortstack/*/v1 from proto/, or checks that what is committed is fresh.
 
-    python proto/generate.py          writes
-    python proto/generate.py --check  exits 1 and names each file that differs
+python proto/generate.py          writes
+python proto/generate.py --check  exits 1 and names each file that differs
 """
 
 from __future__ import annotations

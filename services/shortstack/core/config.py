@@ -22,7 +22,9 @@ __all__ = ["ServiceConfig", "settings_table"]
 class ServiceConfig(BaseSettings):
     """What every service is told. The variable of a field is ``SHORTSTACK_`` and its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="SHORTSTACK_", extra="ignore", toml_file="shortstack.toml", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SHORTSTACK_", extra="ignore", toml_file="shortstack.toml", frozen=True
+    )
 
     kafka_bootstrap: str = Field("127.0.0.1:18092", description="Kafka bootstrap servers, HOST:PORT[,HOST:PORT]")
     kafka_security_protocol: str = Field("PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")

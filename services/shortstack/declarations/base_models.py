@@ -1,0 +1,83 @@
+"""The models that may be fine-tuned and served as they are: a table that the operator declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from shortstack.core.digest import file_sha256, identity
+from shortstack.core.errors import Fatal, Invalid, did_you_mean
+
+__all__ = ["BaseModel", "BaseModels"]
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A base model on local disk, in Hugging Face layout.
+
+    Attributes:
+        name: how requests name it.
+        path: its folder.
+    """
+
+    name: str
+    path: Path
+
+    def digest(self) -> str:
+        """Identity of its files: of (name, sha256) of each, from its manifest where it has one, else by reading them.
+
+        Raises:
+            Fatal: the folder is missing or empty.
+        """
+        manifest = self.path / _MANIFEST
+        if manifest.is_file():
+            files = orjson.loads(manifest.read_bytes())["files"]
+            return identity("base model", sorted((name, entry["sha256"]) for name, entry in files.items()))
+        found = sorted(path for path in self.path.glob("*") if path.is_file())
+        if not found:
+            raise Fatal(
+                f"no files in {self.path}",
+                where=f"base model {self.name}",
+                remedy="Set SHORTSTACK_BASE_MODELS to folders that hold models in Hugging Face layout.",
+            )
+        return identity("base model", [(path.name, file_sha256(path)) for path in found])
+
+
+class BaseModels:
+    """Base models by name, and aliases under which clients may ask for them (``gpt-4o-mini`` → a local base)."""
+
+    def __init__(self, folders: Mapping[str, Path], aliases: Mapping[str, str] | None = None) -> None:
+        self._models = {name: BaseModel(name, path) for name, path in folders.items()}
+        self._aliases = dict(aliases or {})
+        for alias, name in self._aliases.items():
+            if name not in self._models:
+                raise Fatal(
+                    f'alias "{alias}" names "{name}", which is no base model',
+                    where="SHORTSTACK_MODEL_ALIASES",
+                    remedy=did_you_mean(name, self._models),
+                )
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the declared models, in order."""
+        return tuple(self._models)
+
+    def get(self, name: str, *, param: str = "model") -> BaseModel:
+        """The model that ``name`` or an alias names.
+
+        Raises:
+            Invalid: neither; the message lists what there is, the nearest by name.
+        """
+        resolved = self._aliases.get(name, name)
+        if resolved not in self._models:
+            raise Invalid(
+                f'base model "{name}" is not known here',
+                remedy=f"{did_you_mean(name, [*self._models, *self._aliases])} "
+                "An operator adds models by SHORTSTACK_BASE_MODELS and aliases by SHORTSTACK_MODEL_ALIASES.",
+                param=param,
+            )
+        return self._models[resolved]
