@@ -13,7 +13,16 @@ from typing import Any, Final
 from shortstack.core.digest import identity
 from shortstack.core.errors import Invalid
 
-__all__ = ["DEFAULT_OWNER", "NAME", "BatchId", "check_name", "model_name", "publication_id", "run_id"]
+__all__ = [
+    "DEFAULT_OWNER",
+    "NAME",
+    "BatchId",
+    "check_name",
+    "job_id",
+    "model_name",
+    "publication_id",
+    "run_id",
+]
 
 DEFAULT_OWNER: Final = "default"
 """Owner of what is published on ``datasets.ingest``."""
@@ -66,6 +75,11 @@ class BatchId:
         if len(parts) != 5 or not all(part.isdecimal() for part in parts[1:]):
             raise Invalid(f'"{text}" is not a batch id', remedy="Expected PUBLICATION.ATTEMPT.SOURCE.FIRST.COUNT.")
         return cls(parts[0], int(parts[1]), int(parts[2]), int(parts[3]), int(parts[4]))
+
+
+def job_id(publication: str, attempt: int, train_json: str, deploy_json: str) -> str:
+    """Id of the job that a publication's own ``train`` opens; equal wishes on one attempt have equal ids."""
+    return f"ftjob-{identity('job', publication, attempt, train_json, deploy_json)[:24]}"
 
 
 def run_id(config: Mapping[str, Any], version: str, base_digest: str) -> str:

@@ -431,6 +431,38 @@ class DatasetCounts(_message.Message):
 Global___DatasetCounts: _TypeAlias = DatasetCounts  # noqa: Y015
 
 @_typing.final
+class TrainWish(_message.Message):
+    """A wish to train on the dataset; the same publication may come again with another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    TRAIN_JSON_FIELD_NUMBER: _builtins.int
+    DEPLOY_JSON_FIELD_NUMBER: _builtins.int
+    REQUESTED_AT_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """Id of the job (ftjob-…); equal wishes have equal ids."""
+    train_json: _builtins.str
+    deploy_json: _builtins.str
+    @_builtins.property
+    def requested_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        train_json: _builtins.str = ...,
+        deploy_json: _builtins.str = ...,
+        requested_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["requested_at", b"requested_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deploy_json", b"deploy_json", "job", b"job", "requested_at", b"requested_at", "train_json", b"train_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainWish: _TypeAlias = TrainWish  # noqa: Y015
+
+@_typing.final
 class DatasetSnapshot(_message.Message):
     """Value of datasets.state and datasets.ready; key: publication. Whole, never folded; holds no record text."""
 
@@ -449,6 +481,8 @@ class DatasetSnapshot(_message.Message):
     ACCEPTED_BY_OPERATOR_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
+    WISHES_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
     state: Global___DatasetState.ValueType
     version: _builtins.str
     """Digest of the output and the key of its manifest, once ready."""
@@ -461,6 +495,9 @@ class DatasetSnapshot(_message.Message):
     formatted: _builtins.int
     accepted_by_operator: _builtins.bool
     code: _builtins.str
+    """Short name of the failure, such as invalid_training_file."""
+    duplicates: _builtins.str
+    """Key of the object that lists the duplicates, with the record that each repeats."""
     @_builtins.property
     def publication(self) -> Global___Publication: ...
     @_builtins.property
@@ -469,6 +506,8 @@ class DatasetSnapshot(_message.Message):
     def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReasonCount]: ...
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def wishes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainWish]: ...
     def __init__(
         self,
         *,
@@ -485,10 +524,12 @@ class DatasetSnapshot(_message.Message):
         accepted_by_operator: _builtins.bool = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         code: _builtins.str = ...,
+        wishes: _abc.Iterable[Global___TrainWish] | None = ...,
+        duplicates: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "publication", b"publication", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_operator", b"accepted_by_operator", "announced", b"announced", "code", b"code", "counts", b"counts", "formatted", b"formatted", "manifest", b"manifest", "message", b"message", "publication", b"publication", "reasons", b"reasons", "remedy", b"remedy", "state", b"state", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_operator", b"accepted_by_operator", "announced", b"announced", "code", b"code", "counts", b"counts", "duplicates", b"duplicates", "formatted", b"formatted", "manifest", b"manifest", "message", b"message", "publication", b"publication", "reasons", b"reasons", "remedy", b"remedy", "state", b"state", "updated_at", b"updated_at", "version", b"version", "wishes", b"wishes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
