@@ -90,18 +90,10 @@ def inspect_base_model(root: Path, *, full: bool = False) -> list[BaseModelFault
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         files: Mapping[str, Mapping[str, Any]] = manifest["files"]
     except FileNotFoundError:
-        return [
-            BaseModelFault(
-                _MANIFEST, "not there, so the model was never converted as a whole"
-            )
-        ]
+        return [BaseModelFault(_MANIFEST, "not there, so the model was never converted as a whole")]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         return [BaseModelFault(_MANIFEST, f"not readable as a manifest ({error})")]
-    return [
-        fault
-        for name, expected in files.items()
-        if (fault := _compare(folder / name, expected, full))
-    ]
+    return [fault for name, expected in files.items() if (fault := _compare(folder / name, expected, full))]
 
 
 def find_gguf() -> Path:
@@ -225,9 +217,7 @@ def _write_manifest(folder: Path, source: Path) -> None:
     _rewrite(folder / _MANIFEST, manifest)
 
 
-def _compare(
-    file: Path, expected: Mapping[str, Any], full: bool
-) -> BaseModelFault | None:
+def _compare(file: Path, expected: Mapping[str, Any], full: bool) -> BaseModelFault | None:
     if not file.is_file():
         return BaseModelFault(file.name, "not there")
     if file.stat().st_size != expected["bytes"]:
@@ -236,17 +226,13 @@ def _compare(
             f"{file.stat().st_size} bytes long, the manifest says {expected['bytes']}",
         )
     if full and _sha256(file) != expected["sha256"]:
-        return BaseModelFault(
-            file.name, "its content is not what the manifest names by sha256"
-        )
+        return BaseModelFault(file.name, "its content is not what the manifest names by sha256")
     return None
 
 
 def _rewrite(file: Path, content: Mapping[str, Any]) -> None:
     with file.open("w", encoding="utf-8") as stream:
-        stream.write(
-            json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        )
+        stream.write(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
