@@ -8,7 +8,29 @@ from typing import Final
 
 from shortstack.core.identity import DEFAULT_OWNER
 
-__all__ = ["DATASETS_INGEST", "TOPICS", "Topic", "TopicKind", "dead_letters", "ingest_owner", "ingest_topic"]
+__all__ = [
+    "DATASETS_COMMANDS",
+    "DATASETS_EVENTS",
+    "DATASETS_INGEST",
+    "DATASETS_PUBLICATIONS",
+    "DATASETS_READY",
+    "DATASETS_STATE",
+    "MODELS_DEPLOYED",
+    "MODELS_READY",
+    "MODELS_REQUESTS",
+    "MODELS_STATE",
+    "RECORDS_FORMATTED",
+    "RECORDS_RAW",
+    "TOPICS",
+    "TRAINING_EVENTS",
+    "TRAINING_REQUESTS",
+    "TRAINING_STATE",
+    "Topic",
+    "TopicKind",
+    "dead_letters",
+    "ingest_owner",
+    "ingest_topic",
+]
 
 _DAY_MS: Final = 24 * 3600 * 1000
 _MIB: Final = 1024 * 1024

@@ -1,0 +1,239 @@
+"""The datasets that the controller knows: their ledgers, their snapshots, and what is to be done about each.
+
+Pure: events go in, snapshots come out; the clock's readings are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+import orjson
+
+from shortstack.assembly.gates import Gates, Ruling
+from shortstack.assembly.ledger import PublicationLedger
+from shortstack.assembly.plan import AssembledVersion
+from shortstack.core.identity import job_id
+from shortstack.messages.v1.dataset_pb2 import (
+    DATASET_STATE_ACCEPTED,
+    DATASET_STATE_ASSEMBLING,
+    DATASET_STATE_DELETED,
+    DATASET_STATE_FAILED,
+    DATASET_STATE_FORMATTING,
+    DATASET_STATE_HELD,
+    DATASET_STATE_READY,
+    DATASET_STATE_STALLED,
+    BatchEntry,
+    DatasetSnapshot,
+    DatasetState,
+    Publication,
+    PublicationEvent,
+    PublicationFailed,
+    TrainWish,
+)
+
+__all__ = ["FINAL", "Dataset", "Datasets"]
+
+FINAL: Final = frozenset({DATASET_STATE_READY, DATASET_STATE_FAILED, DATASET_STATE_DELETED})
+"""States that no entry changes any more; a new attempt does."""
+
+_MAX_GAPS_NAMED: Final = 5
+
+
+@dataclass(slots=True)
+class Dataset:
+    """One publication as the controller sees it."""
+
+    snapshot: DatasetSnapshot
+    ledger: PublicationLedger
+    touched: float
+    assembling: bool = False
+    dirty: bool = True
+
+    @property
+    def final(self) -> bool:
+        """Whether only a new attempt can change it."""
+        return self.snapshot.state in FINAL
+
+    def settle(self, state: DatasetState, message: str = "", remedy: str = "", code: str = "") -> None:
+        """Moves to ``state``."""
+        self.snapshot.state = state
+        self.snapshot.message, self.snapshot.remedy, self.snapshot.code = message, remedy, code
+        self.dirty = True
+
+    def count(self) -> None:
+        """Writes the ledger's sums into the snapshot."""
+        totals, counts = self.ledger.totals, self.snapshot.counts
+        counts.items, counts.malformed = totals.items, totals.malformed
+        counts.records = totals.announced
+        counts.kept, counts.rejected, counts.failed = totals.kept, totals.rejected, totals.failed
+        self.snapshot.announced, self.snapshot.formatted = totals.announced, totals.formatted
+        del self.snapshot.reasons[:]
+        self.snapshot.reasons.extend(totals.reason_counts())
+        self.dirty = True
+
+    def finish(self, version: AssembledVersion) -> None:
+        """Takes the assembled version: the dataset is ready."""
+        counts = self.snapshot.counts
+        counts.duplicates, counts.chosen = version.duplicates, version.chosen
+        counts.mixed_in, counts.written = version.mixed_in, version.written
+        counts.train, counts.validation = version.train, version.validation
+        self.snapshot.version, self.snapshot.manifest = version.version, version.manifest
+        self.snapshot.duplicates = version.duplicates_object
+        self.settle(DATASET_STATE_READY)
+
+
+@dataclass(slots=True)
+class Datasets:
+    """All publications by id, from stored snapshots and what the topics say."""
+
+    by_publication: dict[str, Dataset] = field(default_factory=dict)
+    # Entries and announcements that were read before the publication's acceptance: topics have no common order.
+    _early: dict[str, list[PublicationEvent | BatchEntry]] = field(default_factory=dict)
+
+    def restore(self, snapshots: Iterable[DatasetSnapshot], now: float) -> None:
+        """Takes what the state topic holds; ledgers of unfinished ones are built anew from the other topics."""
+        for snapshot in snapshots:
+            dataset = Dataset(snapshot, PublicationLedger(snapshot.publication), now, dirty=False)
+            self.by_publication[snapshot.publication.publication] = dataset
+
+    def apply(self, event: PublicationEvent, now: float, at: datetime) -> None:
+        """Takes one event of ``datasets.publications``."""
+        match event.WhichOneof("event"):
+            case "accepted":
+                self._accept(event.accepted, now, at)
+            case "announced":
+                self._announce(event, now)
+            case "failed":
+                self._fail(event.failed, now)
+
+    def enter(self, entry: BatchEntry, now: float) -> None:
+        """Takes one entry of ``records.formatted``."""
+        dataset = self._of_attempt(entry.publication, entry.attempt)
+        if dataset is None:
+            self._keep_early(entry.publication, entry.attempt, entry)
+        elif dataset.ledger.enter(entry) and not dataset.final:
+            self._moved(dataset, now)
+
+    def _announce(self, event: PublicationEvent, now: float) -> None:
+        announced = event.announced
+        dataset = self._of_attempt(announced.publication, announced.attempt)
+        if dataset is None:
+            self._keep_early(announced.publication, announced.attempt, event)
+        elif dataset.ledger.announce(announced) and not dataset.final:
+            self._moved(dataset, now)
+
+    @staticmethod
+    def _moved(dataset: Dataset, now: float) -> None:
+        dataset.touched = now
+        dataset.count()
+        if dataset.snapshot.state in (DATASET_STATE_ACCEPTED, DATASET_STATE_STALLED):
+            dataset.settle(DATASET_STATE_FORMATTING)
+
+    def _of_attempt(self, publication: str, attempt: int) -> Dataset | None:
+        dataset = self.by_publication.get(publication)
+        if dataset is None or dataset.ledger.publication.attempt != attempt:
+            return None
+        return dataset
+
+    def _keep_early(self, publication: str, attempt: int, what: PublicationEvent | BatchEntry) -> None:
+        known = self.by_publication.get(publication)
+        if known is None or known.ledger.publication.attempt < attempt:
+            self._early.setdefault(f"{publication}.{attempt}", []).append(what)
+
+    def _accept(self, publication: Publication, now: float, at: datetime) -> None:
+        known = self.by_publication.get(publication.publication)
+        if known is None or known.ledger.publication.attempt < publication.attempt:
+            snapshot = DatasetSnapshot(publication=publication, state=DATASET_STATE_ACCEPTED)
+            if known is not None:
+                snapshot.wishes.extend(known.snapshot.wishes)
+            known = Dataset(snapshot, PublicationLedger(publication), now)
+            self.by_publication[publication.publication] = known
+            self._catch_up(publication, now, at)
+        if known.ledger.publication.attempt == publication.attempt:
+            self._wish(known, publication)
+
+    def _catch_up(self, publication: Publication, now: float, at: datetime) -> None:
+        for early in self._early.pop(f"{publication.publication}.{publication.attempt}", ()):
+            if isinstance(early, BatchEntry):
+                self.enter(early, now)
+            else:
+                self.apply(early, now, at)
+
+    @staticmethod
+    def _wish(dataset: Dataset, publication: Publication) -> None:
+        if not publication.train_json:
+            return
+        job = publication.job or job_id(
+            publication.publication, publication.attempt, publication.train_json, publication.deploy_json
+        )
+        if any(wish.job == job for wish in dataset.snapshot.wishes):
+            return
+        dataset.snapshot.wishes.append(
+            TrainWish(
+                job=job,
+                train_json=publication.train_json,
+                deploy_json=publication.deploy_json,
+                requested_at=publication.accepted_at,
+            )
+        )
+        dataset.dirty = True
+
+    def _fail(self, failed: PublicationFailed, now: float) -> None:
+        dataset = self.by_publication.get(failed.publication)
+        if dataset is None:
+            publication = Publication(
+                publication=failed.publication,
+                attempt=failed.attempt,
+                owner=failed.owner,
+                dataset=failed.dataset,
+                job=failed.job,
+            )
+            dataset = Dataset(DatasetSnapshot(publication=publication), PublicationLedger(publication), now)
+            self.by_publication[failed.publication] = dataset
+        if dataset.ledger.publication.attempt == failed.attempt and not dataset.final:
+            dataset.settle(DATASET_STATE_FAILED, failed.error, failed.remedy, failed.code or "publication_failed")
+
+    # What is to be done.
+
+    def judge(self, dataset: Dataset) -> Ruling | None:
+        """What the gates say of a dataset that has come whole and is not judged yet; None while nothing is due."""
+        state = dataset.snapshot.state
+        waiting = state in (DATASET_STATE_ACCEPTED, DATASET_STATE_FORMATTING, DATASET_STATE_STALLED)
+        released = state == DATASET_STATE_HELD and dataset.snapshot.accepted_by_operator
+        resumed = state == DATASET_STATE_ASSEMBLING and not dataset.assembling
+        if not (waiting or released or resumed) or not dataset.ledger.complete():
+            return None
+        dataset.count()
+        recipe = orjson.loads(dataset.ledger.publication.recipe_json or "{}")
+        return Gates.of(recipe).rule(dataset.ledger, accepted=dataset.snapshot.accepted_by_operator)
+
+    def rule(self, dataset: Dataset, ruling: Ruling) -> bool:
+        """Moves the dataset as the ruling says; whether it is to be assembled."""
+        if ruling.verdict == "ready":
+            dataset.assembling = True
+            dataset.settle(DATASET_STATE_ASSEMBLING)
+            return True
+        state = DATASET_STATE_HELD if ruling.verdict == "held" else DATASET_STATE_FAILED
+        dataset.settle(state, ruling.message, ruling.remedy, ruling.code)
+        return False
+
+    @staticmethod
+    def stall(dataset: Dataset, now: float, idle_s: float) -> None:
+        """Marks an incomplete dataset that has not moved for ``idle_s`` seconds, naming what is missing."""
+        waiting = dataset.snapshot.state in (DATASET_STATE_ACCEPTED, DATASET_STATE_FORMATTING)
+        if not waiting or dataset.ledger.complete() or now - dataset.touched < idle_s:
+            return
+        gaps = [str(gap) for gap in dataset.ledger.gaps()]
+        unannounced = [s.uri for s in dataset.ledger.publication.sources if s.ordinal not in dataset.ledger.announced]
+        named = "; ".join(gaps[:_MAX_GAPS_NAMED] + [f"{uri} not read to its end" for uri in unannounced])
+        more = f" and {len(gaps) - _MAX_GAPS_NAMED} more" if len(gaps) > _MAX_GAPS_NAMED else ""
+        name = dataset.snapshot.publication.dataset
+        dataset.settle(
+            DATASET_STATE_STALLED,
+            f"nothing has moved for {idle_s:.0f} s; missing: {named}{more}",
+            f"See that ingestion and formatting run, then send what is missing again: shortstack datasets retry {name}",
+            "stalled",
+        )
