@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ __all__ = ["invalid_from"]
 
 def invalid_from(error: ValidationError, model: type[BaseModel], *, where: str = "") -> Invalid:
     """The first complaint of ``error``, about an input of ``model``, as `Invalid`."""
-    first = error.errors(include_url=False)[0]
+    # An unknown key first: beside a missing one it is most often that one, misspelt.
+    first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     path = first["loc"]
     param = ".".join(str(part) for part in path) or None
     if first["type"] == "extra_forbidden":
@@ -24,6 +26,10 @@ def invalid_from(error: ValidationError, model: type[BaseModel], *, where: str =
         return Invalid(f'"{param}" is not a known key', where=where, remedy=did_you_mean(str(path[-1]), known), param=param)
     if first["type"] == "missing":
         return Invalid(f'"{param}" is missing', where=where, remedy=f'Add "{path[-1]}".', param=param)
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        given = first["input"]
+        return Invalid(f'"{param}" is "{given}"', where=where, remedy=did_you_mean(given, known), param=param)
     text = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], Mapping | list | tuple) else f" (given: {str(first['input'])[:80]!r})"
     subject = f'"{param}": ' if param else ""

@@ -6,6 +6,7 @@ validate fully.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,7 +23,7 @@ __all__ = [
     "RECORD_SCHEMA",
     "SEGMENT_SCHEMA",
     "Record",
-    "content_digest",
+    "content_digests",
     "read_table",
     "records_of",
     "table_of",
@@ -32,6 +33,7 @@ __all__ = [
 MAX_RECORD_BYTES: Final = 1024 * 1024
 """A record whose canonical JSON is longer is rejected by ingestion as too large."""
 
+_TEXT_COLUMNS: Final = ("tools", "prompt_format", "category", "language", "source", "license")
 _SCHEMA_KEY: Final = b"schema"
 _RECORD_1: Final = b"record/1"
 
@@ -70,7 +72,7 @@ SEGMENT_SCHEMA: Final = pa.schema(
         pa.field("step", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("evidence", pa.string()),
-        # Digest of the record's content, for exact de-duplication and the version (see `Record.digest`).
+        # Digest of the record's content, for exact de-duplication and the version (see `content_digests`).
         pa.field("digest", pa.string()),
     ],
     metadata={_SCHEMA_KEY: _RECORD_1},
@@ -125,18 +127,36 @@ class Record:
             "language": self.language,
             "source": self.source,
             "license": self.license,
-            "metadata": orjson.dumps(self.metadata, option=orjson.OPT_SORT_KEYS).decode() if self.metadata else None,
+            "metadata": _metadata(self),
             "scores": list(self.scores.items()) or None,
         }
 
     def digest(self) -> str:
-        """sha256 over the canonical JSON of messages, tools, format and licence: what makes two records the same."""
-        return content_digest(self.row())
+        """What makes two records the same: see `content_digests`."""
+        turns = [(m.role, m.content, m.name, m.train, m.tool_calls) for m in self.messages]
+        return _digest(turns, self.tools, self.prompt_format, self.license)
 
 
-def content_digest(row: Mapping[str, Any]) -> str:
-    """See `Record.digest`; ``row`` is a row of `RECORD_SCHEMA`."""
-    return sha256_hex(canonical_json([row["messages"], row["tools"], row["prompt_format"], row["license"]]))
+def content_digests(table: pa.Table) -> list[str]:
+    """One digest a row: sha256 over the canonical JSON of [messages, tools, prompt_format, license].
+
+    A message stands there as [role, content, name, train, tool_calls]; place, tags, scores and metadata do not count.
+    Columns are taken apart flat, which is some ten times as fast as row by row.
+    """
+    column = table.column("messages").combine_chunks()
+    offsets = column.offsets.to_pylist()
+    turns = list(zip(*(flat.to_pylist() for flat in column.values.flatten()), strict=True))
+    beside = (table.column(name).to_pylist() for name in ("tools", "prompt_format", "license"))
+    return [
+        _digest(turns[first:last], tools, prompt_format, license_)
+        for first, last, tools, prompt_format, license_ in zip(offsets, offsets[1:], *beside, strict=False)
+    ]
+
+
+def _digest(
+    turns: Sequence[tuple[Any, ...]], tools: str | None, prompt_format: str | None, license_: str | None
+) -> str:
+    return sha256_hex(canonical_json([turns, tools, prompt_format, license_]))
 
 
 def _record(row: Mapping[str, Any]) -> Record:
@@ -158,7 +178,25 @@ def _record(row: Mapping[str, Any]) -> Record:
 
 def table_of(records: Iterable[Record]) -> pa.Table:
     """Records as a table of `RECORD_SCHEMA`."""
-    return pa.Table.from_pylist([record.row() for record in records], schema=RECORD_SCHEMA)
+    rows = list(records)
+    turns = [message for record in rows for message in record.messages]
+    flat = [pa.array([getattr(message, field.name) for message in turns], type=field.type) for field in _MESSAGE]
+    offsets = pa.array(itertools.accumulate((len(record.messages) for record in rows), initial=0), type=pa.int32())
+    columns = {
+        "seq": [record.seq for record in rows],
+        "messages": pa.ListArray.from_arrays(
+            offsets, pa.StructArray.from_arrays(flat, fields=list(_MESSAGE)), type=RECORD_SCHEMA.field("messages").type
+        ),
+        "parents": [list(record.parents) or None for record in rows],
+        "tags": [list(record.tags) or None for record in rows],
+        "metadata": [_metadata(record) for record in rows],
+        "scores": [list(record.scores.items()) or None for record in rows],
+    } | {name: [getattr(record, name) for record in rows] for name in _TEXT_COLUMNS}
+    return pa.table([pa.array(columns[f.name], type=f.type) for f in RECORD_SCHEMA], schema=RECORD_SCHEMA)
+
+
+def _metadata(record: Record) -> str | None:
+    return orjson.dumps(record.metadata, option=orjson.OPT_SORT_KEYS).decode() if record.metadata else None
 
 
 def records_of(table: pa.Table) -> list[Record]:

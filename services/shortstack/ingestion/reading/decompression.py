@@ -1,0 +1,81 @@
+"""Opening a file of any compression with a bound on what comes out."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Final, cast
+
+import zstandard
+
+from shortstack.ingestion.reading.items import Limits, Unreadable
+
+__all__ = ["open_capped"]
+
+_MAGIC: Final[dict[bytes, str]] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_OPENERS: Final[dict[str, Callable[[BinaryIO], BinaryIO]]] = {
+    "gzip": lambda raw: cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb")),
+    # A frame may ask for a window of 2 GiB; 128 MiB is what `zstd --ultra` without --long needs at most.
+    "zstd": lambda raw: cast(
+        BinaryIO, zstandard.ZstdDecompressor(max_window_size=128 * 1024**2).stream_reader(raw, read_across_frames=True)
+    ),
+}
+
+
+class _Capped(io.RawIOBase):
+    """Reads through, counting; stops a bomb long before it fills anything."""
+
+    def __init__(self, inner: BinaryIO, compressed_bytes: int, limits: Limits) -> None:
+        self._inner = inner
+        self._compressed = max(1, compressed_bytes)
+        self._limits = limits
+        self._out = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed names it WriteableBuffer
+        try:
+            data = self._inner.read(min(len(buffer), 1 << 18))
+        except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
+            raise Unreadable(
+                f"the compressed data breaks off or is damaged: {error}",
+                code="damaged_source",
+                remedy="Compress and publish the file again.",
+            ) from error
+        self._out += len(data)
+        self._check()
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _check(self) -> None:
+        limits = self._limits
+        bomb = self._out > limits.ratio_floor and self._out > limits.ratio * self._compressed
+        if bomb or self._out > limits.decompressed_bytes:
+            raise Unreadable(
+                f"{self._compressed} compressed bytes unfold to more than {self._out}",
+                code="source_too_large",
+                remedy="Publish it uncompressed or in smaller files, if it is no mistake.",
+            )
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
+
+
+def open_capped(path: Path, limits: Limits) -> io.BufferedReader:
+    """Opens ``path`` for reading, unpacking gzip and zstd, told by their first bytes.
+
+    Raises, while reading:
+        Unreadable: the data is damaged, breaks off, or unfolds beyond ``limits``.
+    """
+    raw = path.open("rb")
+    start = raw.read(4)
+    raw.seek(0)
+    kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    if kind is None:
+        return raw
+    return io.BufferedReader(_Capped(_OPENERS[kind](raw), path.stat().st_size, limits), buffer_size=1 << 18)
