@@ -266,10 +266,11 @@ class FileBlobStore(BlobStore):
 
     def _store(self, key: str, source: Callable[[], BinaryIO]) -> None:
         target = self._path(key)
-        if target.is_file():
-            self._check_same(key, source)
-            return
         with disk_errors(target):
+            if target.is_file():
+                self._check_same(key, source)
+                _fsync_folder(target.parent)  # whoever linked it may have died before this
+                return
             partial = self._write_partial(source)
             try:
                 _make_folders(target.parent)

@@ -70,10 +70,18 @@ class Topic:
     @property
     def configs(self) -> dict[str, str]:
         """The broker's settings of this topic."""
-        settings = {"max.message.bytes": str(self.max_bytes)}
+        # The broker's clock decides which of two requests is newer, not the sender's.
+        settings = {"max.message.bytes": str(self.max_bytes), "message.timestamp.type": "LogAppendTime"}
         if self.retention_days is None:
             return settings | {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1"}
         return settings | {"cleanup.policy": "delete", "retention.ms": str(self.retention_days * _DAY_MS)}
+
+    @property
+    def content_type(self) -> str:
+        """Media type of its values, for the CloudEvents header."""
+        if "JSON" in self.value:
+            return "application/json"
+        return "application/vnd.apache.arrow.stream" if "Arrow" in self.value else "application/protobuf"
 
 
 DATASETS_INGEST: Final = Topic(
