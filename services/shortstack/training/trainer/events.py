@@ -50,6 +50,7 @@ class EventLog:
         os.fsync(self._out.fileno())
 
     def close(self) -> None:
+        """Closes the file; nothing more can be written."""
         self._out.close()
 
     def __enter__(self) -> Self:
@@ -71,10 +72,12 @@ class MetricLog:
         write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, step: int, **values: float) -> None:
+        """Appends one line; not synced, for a checkpoint is what makes a step count."""
         with self._path.open("a") as out:
             out.write(json.dumps({"step": step, **values}) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
+        """All lines so far."""
         return read_lines(self._path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class RunPlan(_Part):
     dataset: DatasetRef
     sample_questions: list[str] = []
     seed: int = 42
+    created: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    """When the run was submitted: what formats with a date in their preamble take for now, in every attempt."""
 
     @classmethod
     def read(cls, path: Path) -> RunPlan:

@@ -47,8 +47,8 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One dataset record: where it stands, its turns, and its own format if it names one."""
+class Conversation:
+    """One record of the dataset: where it stands, its turns, and its own format if it names one."""
 
     place: str
     messages: tuple[Message, ...]
@@ -97,11 +97,13 @@ class RowReport:
     examples: list[Rejection] = field(default_factory=list)
 
     def reject(self, rejection: Rejection) -> None:
+        """Counts a rejection, and keeps it if it is among the first."""
         self.rejected[rejection.reason] += 1
         if len(self.examples) < _SHOWN:
             self.examples.append(rejection)
 
     def as_json(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
         return {**asdict(self), "rejected": dict(self.rejected)}
 
 
@@ -116,7 +118,7 @@ class TrainingRows:
     @classmethod
     def build(
         cls,
-        records: Iterator[Record],
+        records: Iterator[Conversation],
         encoders: Mapping[str | None, Encoder],
         *,
         sequence_len: int,
@@ -171,7 +173,7 @@ def _prompt(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return messages[:first]
 
 
-def read_records(paths: Sequence[Path]) -> Iterator[Record]:
+def read_records(paths: Sequence[Path]) -> Iterator[Conversation]:
     """Records of Parquet files, file by file, in order.
 
     Raises:
@@ -191,7 +193,7 @@ def read_records(paths: Sequence[Path]) -> Iterator[Record]:
             for row in batch.to_pylist():
                 place = f"{path.name} row {index}"
                 messages = tuple(Message.parse(_clean(value), where=place) for value in row["messages"])
-                yield Record(place, messages, row.get("prompt_format"))
+                yield Conversation(place, messages, row.get("prompt_format"))
                 index += 1
 
 
