@@ -1,0 +1,199 @@
+"""The processes of the local stack: their commands, environments, ports, and how each tells that it is ready."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from shortstack.core.errors import Fatal, ShortstackError
+from shortstack.local.base_model import BASE_MODEL
+from shortstack.local.broker import BrokerConfig, LocalBroker
+from shortstack.local.processes import last_lines
+from shortstack.local.settings import LocalSettings
+
+__all__ = ["SERVICES", "Probe", "ServiceSpec", "Stage", "http_probe", "local_stages", "service_environment"]
+
+SERVICES: Final = ("inference", "serving", "training", "assembly", "formatting", "ingestion", "gateway")
+"""In the order of their start: whoever serves before whoever calls."""
+
+_HOST: Final = "127.0.0.1"
+_PROBE_TIMEOUT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a process says of itself: whether it can serve, and whether it is stuck (told so by /livez)."""
+
+    ready: bool
+    stuck: bool = False
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """One process to be kept running.
+
+    Attributes:
+        name: of the service; names its log and its state file too.
+        command: what to run.
+        environment: all of its environment.
+        ports: by what they are for.
+        log: file of its output.
+        probe: asks the process how it is; must return within a few seconds and not raise.
+        before: done before every start; raises Fatal when a start makes no sense.
+        explain: the error for "it ended" or "it is not ready", after what its log says.
+    """
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    ports: Mapping[str, int]
+    log: Path
+    probe: Callable[[], Probe]
+    before: Callable[[], None] = _nothing
+    explain: Callable[[str], ShortstackError] | None = None
+
+    def fault(self, what: str) -> ShortstackError:
+        """The error for ``what`` happened."""
+        if self.explain is not None:
+            return self.explain(what)
+        said = [line for line in last_lines(self.log, 40) if line.strip()]
+        tail = f"; it said last: {said[-1].strip()[:400]}" if said else ""
+        return Fatal(f"{what}{tail}", where=self.name, remedy=f"Read {self.log}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Processes that start together; the next stage follows when all are ready and ``afterwards`` is done."""
+
+    services: Sequence[ServiceSpec]
+    afterwards: Callable[[], None] = field(default=_nothing)
+
+
+def local_stages(settings: LocalSettings) -> list[Stage]:
+    """Broker (unless an external one is named), then topics, then all services."""
+    broker = [] if settings.kafka_bootstrap else [_broker(settings)]
+    return [
+        Stage(broker, lambda: apply_topics(settings)),
+        Stage([_service(settings, name) for name in SERVICES]),
+    ]
+
+
+def service_environment(settings: LocalSettings, service: str) -> dict[str, str]:
+    """The environment of ``service``: ours, its ports, and where its peers are."""
+    ports = settings.ports.taken_by(service)
+    root = settings.root
+    common = {
+        "SHORTSTACK_VAR": str(root),
+        "SHORTSTACK_STACK": str(root),
+        "SHORTSTACK_KAFKA_BOOTSTRAP": settings.bootstrap,
+        "SHORTSTACK_STORAGE_URL": settings.storage_url or f"file://{root / 'blobs'}",
+        "SHORTSTACK_BASE_MODELS": settings.base_models or json.dumps({BASE_MODEL: str(root / "models" / BASE_MODEL)}),
+        "SHORTSTACK_HTTP_PORT": str(ports["http"]),
+        "SHORTSTACK_GRPC_PORT": str(ports.get("grpc", 0)),
+        "PYTHONUNBUFFERED": "1",
+    }
+    defaults = {
+        # Two OpenMP threads on two busy cores wait for each other: 0.7 to 39 tokens/s where one holds 15 to 19.
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "SHORTSTACK_SOURCE_ROOTS": os.pathsep.join([str(_examples()), str(root / "uploads")]),
+    }
+    return defaults | dict(os.environ) | common | settings.ports.addresses() | _own(settings, service)
+
+
+def http_probe(ready_url: str, live_url: str | None = None) -> Callable[[], Probe]:
+    """Asks ``ready_url`` (200 is ready) and, while that says no, ``live_url`` (503 is stuck)."""
+
+    def probe() -> Probe:
+        if _status(ready_url) == 200:
+            return Probe(ready=True)
+        return Probe(ready=False, stuck=live_url is not None and _status(live_url) == 503)
+
+    return probe
+
+
+def apply_topics(settings: LocalSettings) -> None:
+    """Creates the declared topics on the broker in use.
+
+    Raises:
+        Transient, Fatal: the broker does not answer, or refuses.
+    """
+    from shortstack.core.config import ServiceConfig
+    from shortstack.streams.kafka import KafkaBroker
+    from shortstack.streams.topics import TOPICS
+
+    config = ServiceConfig(kafka_bootstrap=settings.bootstrap)
+    broker = KafkaBroker.connect(config)
+    try:
+        broker.ready(config.kafka_bootstrap_timeout_s)
+        broker.apply(TOPICS.values(), replication=config.kafka_replication)
+    finally:
+        broker.close()
+
+
+def _own(settings: LocalSettings, service: str) -> dict[str, str]:
+    """What one service alone is told. Inference takes TGI's names: in a cluster TGI stands in its place."""
+    table = {
+        "inference": {
+            "MODEL_ID": str(settings.root / "models" / BASE_MODEL),
+            "HOSTNAME": _HOST,
+            "PORT": str(settings.ports.http("inference")),
+        },
+    }
+    return table.get(service, {})
+
+
+def _service(settings: LocalSettings, name: str) -> ServiceSpec:
+    base = f"http://{_HOST}:{settings.ports.http(name)}"
+    health = {"inference": http_probe(f"{base}/health")}
+    return ServiceSpec(
+        name=name,
+        command=(sys.executable, "-m", f"shortstack.{name}.main"),
+        environment=service_environment(settings, name),
+        ports=settings.ports.taken_by(name),
+        log=settings.log_folder / f"{name}.log",
+        probe=health.get(name, http_probe(f"{base}/readyz", f"{base}/livez")),
+    )
+
+
+def _broker(settings: LocalSettings) -> ServiceSpec:
+    broker = LocalBroker(BrokerConfig.of(settings))
+    return ServiceSpec(
+        name="kafka",
+        command=broker.command(),
+        environment=os.environ | {"SHORTSTACK_STACK": str(settings.root)},
+        ports=settings.ports.taken_by("kafka"),
+        log=broker.config.log,
+        probe=lambda: Probe(ready=broker.is_ready()),
+        before=broker.before_start,
+        explain=broker.explain,
+    )
+
+
+def _examples() -> Path:
+    """The examples of a checkout, or of the current folder."""
+    checkout = Path(__file__).parents[3] / "examples"
+    return checkout if checkout.is_dir() else Path.cwd() / "examples"
+
+
+def _status(url: str) -> int:
+    """HTTP status of ``url``; 0 if nothing answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=_PROBE_TIMEOUT_S) as answer:  # noqa: S310 (loopback, our own ports)
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except (OSError, ValueError):
+        return 0
