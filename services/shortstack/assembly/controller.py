@@ -22,7 +22,6 @@ from shortstack.assembly.datasets import Dataset, Datasets
 from shortstack.assembly.plan import AssembledVersion, AssemblyPlan, MixIn, Segment
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Poison, Transient
-from shortstack.core.health import Health
 from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1.dataset_pb2 import (
     DATASET_STATE_ASSEMBLING,
@@ -35,7 +34,7 @@ from shortstack.messages.v1.dataset_pb2 import (
 )
 from shortstack.storage.blobs import BlobStore
 from shortstack.streams import topics
-from shortstack.streams.broker import Broker, Delivery
+from shortstack.streams.broker import Broker, Delivery, Producer, Reader
 from shortstack.streams.envelope import outbound
 from shortstack.streams.state import StateWriter
 
@@ -88,7 +87,7 @@ class ChildAssembler:
 
 
 class DatasetController:
-    """A component; its thread owns ledgers and snapshots, everyone else reads `snapshots`."""
+    """Driven by a `Loop`, whose thread owns ledgers and snapshots; everyone else reads `snapshots`."""
 
     _RETRY_S = 5.0
 
@@ -96,39 +95,60 @@ class DatasetController:
         self,
         broker: Broker,
         blobs: BlobStore,
-        writer: StateWriter[DatasetSnapshot],
         assembler: Assembler,
         *,
         config: AssemblyConfig,
-        health: Health,
         telemetry: Telemetry,
         clock: Clock,
     ) -> None:
-        self._broker, self._blobs, self._writer, self._assembler = broker, blobs, writer, assembler
-        self._config, self._health, self._telemetry, self._clock = config, health, telemetry, clock
+        self._broker, self._blobs, self._assembler = broker, blobs, assembler
+        self._config, self._telemetry, self._clock = config, telemetry, clock
+        self._writer = StateWriter(broker, topics.DATASETS_STATE, DatasetSnapshot, clock, source=_SOURCE)
         self._datasets = Datasets()
         self._pool = ThreadPoolExecutor(config.assembly_workers, thread_name_prefix="assemble")
         self._running: dict[str, tuple[int, Future[AssembledVersion]]] = {}
         self._not_before: dict[str, float] = {}
         self._written_at: dict[str, float] = {}
-        self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._snapshots: dict[str, DatasetSnapshot] = {}
-        self._thread = threading.Thread(target=self._guarded, name="datasets", daemon=True)
-        self.failed: Exception | None = None
+        self._reader: Reader | None = None
+        self._producer: Producer | None = None
 
-    # Component.
+    # Turning.
 
-    def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
+    def open(self) -> None:
+        """Claims the state topic, then reads the ledger's topics to their end before it decides anything."""
+        self.close()
+        self._datasets = Datasets()
+        self._datasets.restore(self._writer.open().values(), self._clock.monotonic())
+        for publication, dataset in self._datasets.by_publication.items():
+            self._show(publication, dataset.snapshot)
+        self._producer = self._broker.producer()
+        self._reader = self._broker.reader(
+            [t.name for t in (topics.DATASETS_PUBLICATIONS, topics.RECORDS_FORMATTED, topics.DATASETS_COMMANDS)]
+        )
+        while not self._reader.caught_up():
+            self._read(self._reader)
 
-    def stop(self, deadline_s: float) -> None:
-        """Stops the loop; children under way are left to end with the process, their work is repeatable."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(deadline_s)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def turn(self) -> None:
+        """Takes what has come, then decides about every dataset."""
+        assert self._reader is not None
+        self._read(self._reader)
+        self._collect()
+        self._decide()
+
+    def close(self) -> None:
+        """Children under way end with the process or go on to no harm: what they write is named by its content."""
+        if self._reader is not None:
+            self._reader.close()
+        if self._producer is not None:
+            self._producer.close(self._config.shutdown_grace_s / 4)
+        self._writer.close()
+        self._reader = self._producer = None
+
+    def _read(self, reader: Reader) -> None:
+        for delivery in reader.poll(0.1):
+            self._take(delivery)
 
     # For the API's threads.
 
@@ -154,35 +174,7 @@ class DatasetController:
         with self._changed:
             return self._changed.wait_for(lambda: met(self._snapshots), timeout_s)
 
-    # The loop.
-
-    def _guarded(self) -> None:
-        try:
-            self._run()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the process must end and say why
-            self.failed = error
-
-    def _run(self) -> None:
-        self._datasets.restore(self._writer.open().values(), self._clock.monotonic())
-        self._publish_all()
-        names = [t.name for t in (topics.DATASETS_PUBLICATIONS, topics.RECORDS_FORMATTED, topics.DATASETS_COMMANDS)]
-        reader = self._broker.reader(names)
-        producer = self._broker.producer()
-        self._producer = producer
-        caught_up = False
-        try:
-            while not self._stopping.is_set():
-                for delivery in reader.poll(0.1):
-                    self._take(delivery)
-                caught_up = caught_up or reader.caught_up()
-                if caught_up:
-                    self._health.ready("ledger", True)
-                    self._collect()
-                    self._decide()
-                self._health.progress()
-        finally:
-            reader.close()
-            producer.close(self._config.shutdown_grace_s / 2)
+    # Reading.
 
     def _take(self, delivery: Delivery) -> None:
         now = self._clock.monotonic()
@@ -244,8 +236,6 @@ class DatasetController:
             error = future.exception()
             if error is None:
                 dataset.finish(future.result())
-                self._write(publication, dataset)
-                self._notify(dataset.snapshot, topics.DATASETS_READY)
             else:
                 self._telemetry.log.error("assembling broke off", publication=publication, error=str(error))
                 dataset.settle(DATASET_STATE_ASSEMBLING, str(error), "It is tried again.", "retrying")
@@ -310,15 +300,15 @@ class DatasetController:
 
     def _write(self, publication: str, dataset: Dataset) -> None:
         dataset.snapshot.updated_at.FromDatetime(self._clock.now().astimezone(UTC).replace(tzinfo=None))
+        known = self._snapshots.get(publication)
         self._writer.put(publication, dataset.snapshot)
         dataset.dirty = False
         self._written_at[publication] = self._clock.monotonic()
         self._notify(dataset.snapshot, topics.DATASETS_EVENTS)
+        became_ready = known is None or known.state != DATASET_STATE_READY
+        if dataset.snapshot.state == DATASET_STATE_READY and became_ready:
+            self._notify(dataset.snapshot, topics.DATASETS_READY)
         self._show(publication, dataset.snapshot)
-
-    def _publish_all(self) -> None:
-        for publication, dataset in self._datasets.by_publication.items():
-            self._show(publication, dataset.snapshot)
 
     def _show(self, publication: str, snapshot: DatasetSnapshot) -> None:
         copy = DatasetSnapshot()
@@ -328,6 +318,7 @@ class DatasetController:
             self._changed.notify_all()
 
     def _notify(self, snapshot: DatasetSnapshot, topic: topics.Topic) -> None:
+        assert self._producer is not None
         self._producer.send(
             outbound(
                 topic,

@@ -169,8 +169,13 @@ class Datasets:
         job = publication.job or job_id(
             publication.publication, publication.attempt, publication.train_json, publication.deploy_json
         )
-        if any(wish.job == job for wish in dataset.snapshot.wishes):
-            return
+        for known in dataset.snapshot.wishes:
+            if known.job == job:
+                # Asked for again: only a job that failed or was cancelled since then opens anew.
+                if known.requested_at.ToNanoseconds() < publication.accepted_at.ToNanoseconds():
+                    known.requested_at.CopyFrom(publication.accepted_at)
+                    dataset.dirty = True
+                return
         dataset.snapshot.wishes.append(
             TrainWish(
                 job=job,

@@ -13,13 +13,13 @@ from shortstack.core.clock import SystemClock
 from shortstack.core.grpc import GrpcServer
 from shortstack.core.health import Health, HealthServer
 from shortstack.core.lifecycle import run_service, run_until_signal
+from shortstack.core.loop import Loop
 from shortstack.core.telemetry import Telemetry
-from shortstack.messages.v1.dataset_pb2 import DatasetSnapshot
 from shortstack.messages.v1.training_pb2 import TrainingRecord
 from shortstack.storage.blobs import BlobStore
 from shortstack.streams import topics
 from shortstack.streams.kafka import KafkaBroker
-from shortstack.streams.state import StateReader, StateWriter
+from shortstack.streams.state import StateReader
 
 
 def run() -> int:
@@ -28,20 +28,11 @@ def run() -> int:
     with ExitStack() as stack:
         telemetry = stack.enter_context(Telemetry.start("assembly", config))
         health = Health(config.liveness_s, clock)
-        health.ready("ledger", False, "reading datasets.publications and records.formatted to their end")
         broker = stack.enter_context(closing(KafkaBroker.connect(config)))
         blobs = BlobStore.open(config.storage_url)
-        writer = StateWriter(broker, topics.DATASETS_STATE, DatasetSnapshot, clock)
-        controller = DatasetController(
-            broker,
-            blobs,
-            writer,
-            ChildAssembler(config.assembly_timeout_s),
-            config=config,
-            health=health,
-            telemetry=telemetry,
-            clock=clock,
-        )
+        assembler = ChildAssembler(config.assembly_timeout_s)
+        controller = DatasetController(broker, blobs, assembler, config=config, telemetry=telemetry, clock=clock)
+        loop = Loop("datasets", controller, health, telemetry, clock)
         training = StateReader(broker, topics.TRAINING_STATE, TrainingRecord)
         servicer = AssemblyServicer(controller, blobs, training, broker.producer(), clock)
         server = GrpcServer(
@@ -53,9 +44,7 @@ def run() -> int:
             telemetry,
         )
         page = HealthServer(config.host, config.http_port, health, telemetry.metrics.registry)
-        return run_until_signal(
-            [page, training, controller, server], grace_s=config.shutdown_grace_s, log=telemetry.log
-        )
+        return run_until_signal([page, training, loop, server], grace_s=config.shutdown_grace_s, log=telemetry.log)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,289 @@
+"""Jobs and runs: what is wished, what is, and what follows. Pure: the clock and the launcher are arguments elsewhere.
+
+A job is a wish; equal wishes share a run. A job's state follows from its dataset, its run and its model, so it can be
+worked out again at any time: reading every topic from the beginning changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+import orjson
+
+from shortstack.core.errors import Invalid
+from shortstack.core.identity import model_name
+from shortstack.declarations.base_models import BaseModels
+from shortstack.messages.v1 import dataset_pb2 as ds
+from shortstack.messages.v1 import serving_pb2 as sv
+from shortstack.messages.v1 import training_pb2 as tr
+from shortstack.training.requests import JobRequest, ResolvedRun
+
+__all__ = ["JOB_ENDED", "RUN_ENDED", "JobBook", "stamp"]
+
+JOB_ENDED: Final = frozenset({tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED})
+RUN_ENDED: Final = frozenset({tr.RUN_STATE_SUCCEEDED, tr.RUN_STATE_FAILED, tr.RUN_STATE_CANCELLED})
+STEPS: Final = ("validate", "curate", "train", "export", "prove", "deploy")
+_DEFAULT_SUFFIX: Final = "model"
+
+
+def stamp(field: object, at: datetime) -> None:
+    """Sets a protobuf timestamp."""
+    field.FromDatetime(at.astimezone(UTC).replace(tzinfo=None))  # type: ignore[attr-defined]
+
+
+class JobBook:
+    """All jobs and runs by id; methods change snapshots and say by ``dirty`` which must be written."""
+
+    def __init__(self, bases: BaseModels, ranks: int) -> None:
+        self._bases, self._ranks = bases, ranks
+        self.jobs: dict[str, tr.JobSnapshot] = {}
+        self.runs: dict[str, tr.RunSnapshot] = {}
+        self.dirty: set[str] = set()
+
+    def restore(self, records: Mapping[str, tr.TrainingRecord]) -> None:
+        """Takes what the state topic holds."""
+        for record in records.values():
+            if record.WhichOneof("record") == "job":
+                self.jobs[record.job.job] = record.job
+            else:
+                self.runs[record.run.run] = record.run
+
+    def record(self, key: str) -> tr.TrainingRecord:
+        """What the state topic is told of ``job/ID`` or ``run/ID``."""
+        kind, _, name = key.partition("/")
+        if kind == "job":
+            return tr.TrainingRecord(job=self.jobs[name])
+        return tr.TrainingRecord(run=self.runs[name])
+
+    # Wishes.
+
+    def wish(self, snapshot: ds.DatasetSnapshot, now: datetime) -> None:
+        """Opens the jobs that a dataset's publications ask for; one asked for again after it failed opens anew."""
+        publication = snapshot.publication
+        for wish in snapshot.wishes:
+            known = self.jobs.get(wish.job)
+            if known is not None:
+                if not known.publication:
+                    known.publication = publication.publication
+                    self.dirty.add(f"job/{known.job}")
+                self._reopen(known, wish.requested_at.ToNanoseconds(), now)
+                continue
+            request = {
+                "train": orjson.loads(wish.train_json),
+                **({"deploy": orjson.loads(wish.deploy_json)} if wish.deploy_json else {}),
+            }
+            self.open(wish.job, publication.owner, publication.dataset, publication.publication, request, now)
+
+    def open(
+        self, job: str, owner: str, dataset: str, publication: str, request: Mapping[str, object], now: datetime
+    ) -> tr.JobSnapshot:
+        """Opens a job, unless there is one of that id."""
+        if job in self.jobs:
+            return self.jobs[job]
+        snapshot = tr.JobSnapshot(
+            job=job,
+            owner=owner,
+            dataset=dataset,
+            publication=publication,
+            state=tr.JOB_STATE_VALIDATING_FILES,
+            request_json=orjson.dumps(request, option=orjson.OPT_SORT_KEYS).decode(),
+            steps=[tr.JobStep(name=name, state=tr.STEP_STATE_WAITING) for name in STEPS],
+        )
+        stamp(snapshot.created_at, now)
+        self.jobs[job] = snapshot
+        self.dirty.add(f"job/{job}")
+        return snapshot
+
+    def _reopen(self, job: tr.JobSnapshot, requested_ns: int, now: datetime) -> None:
+        ended = job.state in (tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED)
+        if not ended or requested_ns <= job.finished_at.ToNanoseconds():
+            return
+        run = self.runs.get(job.run)
+        if run is not None and run.state in (tr.RUN_STATE_FAILED, tr.RUN_STATE_CANCELLED):
+            self._requeue(run)
+        job.state, job.run, job.error, job.remedy, job.error_code = tr.JOB_STATE_VALIDATING_FILES, "", "", "", ""
+        job.cancel_requested = False
+        job.ClearField("finished_at")
+        for step in job.steps:
+            step.state, step.message, step.done, step.total = tr.STEP_STATE_WAITING, "", 0, 0
+        self.touch(job, now)
+
+    def _requeue(self, run: tr.RunSnapshot) -> None:
+        run.attempt += 1
+        run.state, run.error, run.remedy = tr.RUN_STATE_QUEUED, "", ""
+        run.ClearField("finished_at")
+        self.dirty.add(f"run/{run.run}")
+
+    def cancel(self, job: tr.JobSnapshot, now: datetime) -> None:
+        """Ends a job at once; it wins over a later success."""
+        if job.state in JOB_ENDED:
+            return
+        job.cancel_requested = True
+        self.end(job, tr.JOB_STATE_CANCELLED, now)
+
+    # What follows.
+
+    def advance(
+        self,
+        job: tr.JobSnapshot,
+        dataset: ds.DatasetSnapshot | None,
+        model: sv.ModelSnapshot | None,
+        now: datetime,
+    ) -> None:
+        """Works out where the job is."""
+        if job.state in JOB_ENDED:
+            return
+        if not job.run:
+            self._curate(job, dataset, now)
+        run = self.runs.get(job.run)
+        if run is not None and job.state not in JOB_ENDED:
+            self._follow_run(job, run, now)
+            if run.state == tr.RUN_STATE_SUCCEEDED and job.state not in JOB_ENDED:
+                self._deploy(job, run, model, now)
+
+    def _curate(self, job: tr.JobSnapshot, dataset: ds.DatasetSnapshot | None, now: datetime) -> None:
+        if dataset is None:
+            self._step(job, "validate", tr.STEP_STATE_RUNNING, message="waiting for the dataset to be accepted")
+            return
+        self._step(job, "validate", tr.STEP_STATE_DONE)
+        if dataset.state in (ds.DATASET_STATE_FAILED, ds.DATASET_STATE_DELETED):
+            self._step(job, "curate", tr.STEP_STATE_FAILED, message=dataset.message)
+            self.fail(job, dataset.code or "dataset_failed", dataset.message, dataset.remedy, now)
+            return
+        if dataset.state != ds.DATASET_STATE_READY:
+            words = f"{dataset.message} {dataset.remedy}".strip()
+            self._step(
+                job, "curate", tr.STEP_STATE_RUNNING, words, dataset.formatted, dataset.announced, unit="records"
+            )
+            return
+        self._step(job, "curate", tr.STEP_STATE_DONE, "", dataset.counts.written, dataset.counts.records, "records")
+        try:
+            resolved = self._resolve(job, dataset)
+        except Invalid as error:
+            self.fail(job, "invalid_request", str(error), error.remedy, now)
+            return
+        job.run = resolved.run
+        job.state = tr.JOB_STATE_QUEUED
+        self._join(job, dataset, resolved, now)
+        self.touch(job, now)
+
+    def _resolve(self, job: tr.JobSnapshot, dataset: ds.DatasetSnapshot) -> ResolvedRun:
+        where = f"job {job.job}"
+        return JobRequest.parse(job.request_json, where=where).resolve(
+            self._bases,
+            version=dataset.version,
+            records=dataset.counts.train,
+            prompt_format=dataset.publication.prompt_format,
+            ranks=self._ranks,
+            where=where,
+        )
+
+    def _join(self, job: tr.JobSnapshot, dataset: ds.DatasetSnapshot, resolved: ResolvedRun, now: datetime) -> None:
+        """Joins the run of that id, opening it, or its next attempt after a failure, where need be."""
+        run = self.runs.get(resolved.run)
+        if run is None:
+            run = tr.RunSnapshot(
+                run=resolved.run,
+                attempt=1,
+                owner=job.owner,
+                state=tr.RUN_STATE_QUEUED,
+                publication=dataset.publication.publication,
+                dataset=dataset.publication.dataset,
+                version=dataset.version,
+                base_model=resolved.base.name,
+                config_json=orjson.dumps(resolved.config.model_dump(mode="json")).decode(),
+            )
+            stamp(run.created_at, now)
+            self.runs[resolved.run] = run
+        elif run.state in (tr.RUN_STATE_FAILED, tr.RUN_STATE_CANCELLED):
+            self._requeue(run)
+        if job.job not in run.jobs:
+            run.jobs.append(job.job)
+        self.dirty.add(f"run/{run.run}")
+
+    def _follow_run(self, job: tr.JobSnapshot, run: tr.RunSnapshot, now: datetime) -> None:
+        training = {
+            tr.RUN_STATE_QUEUED: tr.STEP_STATE_WAITING,
+            tr.RUN_STATE_STARTING: tr.STEP_STATE_RUNNING,
+            tr.RUN_STATE_RUNNING: tr.STEP_STATE_RUNNING,
+            tr.RUN_STATE_FAILED: tr.STEP_STATE_FAILED,
+            tr.RUN_STATE_CANCELLED: tr.STEP_STATE_CANCELLED,
+        }.get(run.state, tr.STEP_STATE_DONE)
+        words = f"loss {run.loss:.3f}" if run.step else ""
+        self._step(job, "train", training, words, run.step, run.max_steps, "steps")
+        if run.state == tr.RUN_STATE_QUEUED:
+            return
+        if job.state == tr.JOB_STATE_QUEUED:
+            job.state = tr.JOB_STATE_RUNNING
+            self.touch(job, now)
+        if run.tokens and job.trained_tokens != run.tokens:
+            job.trained_tokens = run.tokens
+            self.dirty.add(f"job/{job.job}")
+        if run.state == tr.RUN_STATE_EXPORTING:
+            self._step(job, "export", tr.STEP_STATE_RUNNING)
+        elif run.state == tr.RUN_STATE_SUCCEEDED:
+            self._step(job, "export", tr.STEP_STATE_DONE)
+        elif run.state == tr.RUN_STATE_FAILED:
+            self.fail(job, "training_failed", run.error, run.remedy, now)
+        elif run.state == tr.RUN_STATE_CANCELLED:
+            self.fail(job, "training_cancelled", "the run was cancelled", "", now)
+
+    def _deploy(self, job: tr.JobSnapshot, run: tr.RunSnapshot, model: sv.ModelSnapshot | None, now: datetime) -> None:
+        wish = JobRequest.parse(job.request_json, where=job.job).deploy
+        if wish is None:
+            self.end(job, tr.JOB_STATE_SUCCEEDED, now)
+            return
+        if not job.model:
+            suffix = wish.suffix or _DEFAULT_SUFFIX
+            job.model = model_name(run.base_model, job.owner, suffix, run.export.digest)
+            self.touch(job, now)
+        state = model.state if model is not None else sv.MODEL_STATE_UNSPECIFIED
+        if state == sv.MODEL_STATE_SERVED:
+            self._step(job, "prove", tr.STEP_STATE_DONE)
+            self._step(job, "deploy", tr.STEP_STATE_DONE)
+            self.end(job, tr.JOB_STATE_SUCCEEDED, now)
+        elif state == sv.MODEL_STATE_REFUSED:
+            assert model is not None
+            self._step(job, "prove", tr.STEP_STATE_FAILED, model.message)
+            self.fail(job, "deployment_failed", model.message, model.remedy, now)
+        else:
+            proving = state == sv.MODEL_STATE_PROVING
+            waiting = "waiting for serving" if model is None else model.message
+            self._step(job, "prove", tr.STEP_STATE_RUNNING if proving else tr.STEP_STATE_WAITING)
+            self._step(job, "deploy", tr.STEP_STATE_RUNNING, waiting)
+
+    # Changing snapshots.
+
+    def touch(self, job: tr.JobSnapshot, now: datetime) -> None:
+        """Marks a job as changed."""
+        stamp(job.updated_at, now)
+        self.dirty.add(f"job/{job.job}")
+
+    def end(self, job: tr.JobSnapshot, state: tr.JobState, now: datetime) -> None:
+        """Gives a job its last state."""
+        job.state = state
+        stamp(job.finished_at, now)
+        self.touch(job, now)
+
+    def fail(self, job: tr.JobSnapshot, code: str, error: str, remedy: str, now: datetime) -> None:
+        """Ends a job that failed."""
+        job.error_code, job.error, job.remedy = code, error, remedy
+        self.end(job, tr.JOB_STATE_FAILED, now)
+
+    def _step(
+        self,
+        job: tr.JobSnapshot,
+        name: str,
+        state: tr.StepState,
+        message: str = "",
+        done: int = 0,
+        total: int = 0,
+        unit: str = "",
+    ) -> None:
+        step = next(s for s in job.steps if s.name == name)
+        wanted = tr.JobStep(name=name, state=state, message=message, done=done, total=total, unit=unit)
+        if step != wanted:
+            step.CopyFrom(wanted)
+            self.dirty.add(f"job/{job.job}")

@@ -1,0 +1,27 @@
+"""Settings of the training service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from shortstack.core.config import ServiceConfig
+
+__all__ = ["TrainingConfig"]
+
+
+class TrainingConfig(ServiceConfig):
+    """What the training service is told beside the shared settings."""
+
+    base_models: dict[str, Path] = Field(
+        {"smollm2-135m-instruct": Path("var/models/smollm2-135m-instruct")},
+        description='Base models, as JSON: {"NAME": "FOLDER"}',
+    )
+    model_aliases: dict[str, str] = Field(
+        {}, description='Names that clients may use for base models, as JSON: {"gpt-4o-mini": "smollm2-135m-instruct"}'
+    )
+    training_runs_dir: Path = Field(Path("var/runs"), description="Folder of run folders")
+    training_parallel: int = Field(1, ge=1, description="Runs at the same time")
+    training_processes: int = Field(1, ge=1, description="Ranks of a run (torchrun --nproc-per-node)")
+    training_max_attempts: int = Field(4, ge=1, description="Attempts at a run whose processes die, before it fails")

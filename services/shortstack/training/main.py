@@ -1,0 +1,54 @@
+"""Training service: the controller of jobs and runs, and its API."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, closing
+
+from shortstack.core.clock import SystemClock
+from shortstack.core.grpc import GrpcServer
+from shortstack.core.health import Health, HealthServer
+from shortstack.core.lifecycle import run_service, run_until_signal
+from shortstack.core.loop import Loop
+from shortstack.core.telemetry import Telemetry
+from shortstack.declarations.base_models import BaseModels
+from shortstack.messages.v1.dataset_pb2 import DatasetSnapshot
+from shortstack.messages.v1.serving_pb2 import ModelRecord
+from shortstack.streams import topics
+from shortstack.streams.kafka import KafkaBroker
+from shortstack.streams.state import StateReader
+from shortstack.training.config import TrainingConfig
+from shortstack.training.controller import TrainingController
+from shortstack.training.grpc_service import TrainingServicer
+from shortstack.training.launcher import ProcessLauncher
+from shortstack.training.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
+
+_API = "shortstack.training.v1.TrainingService"
+
+
+def run() -> int:
+    """Builds the service and runs it until a signal."""
+    config, clock = TrainingConfig(), SystemClock()
+    with ExitStack() as stack:
+        telemetry = stack.enter_context(Telemetry.start("training", config))
+        health = Health(config.liveness_s, clock)
+        broker = stack.enter_context(closing(KafkaBroker.connect(config)))
+        bases = BaseModels(config.base_models, config.model_aliases)
+        datasets = StateReader(broker, topics.DATASETS_STATE, DatasetSnapshot)
+        models = StateReader(broker, topics.MODELS_STATE, ModelRecord)
+        launcher = ProcessLauncher(config.training_runs_dir)
+        controller = TrainingController(
+            broker, datasets, models, launcher, bases, config=config, telemetry=telemetry, clock=clock
+        )
+        loop = Loop("jobs", controller, health, telemetry, clock)
+        ranks = config.training_processes
+        servicer = TrainingServicer(controller, datasets, bases, broker.producer(), clock, ranks)
+        add = (add_TrainingServiceServicer_to_server, servicer)
+        server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
+        page = HealthServer(config.host, config.http_port, health, telemetry.metrics.registry)
+        parts = [page, datasets, models, launcher, loop, server]
+        return run_until_signal(parts, grace_s=config.shutdown_grace_s, log=telemetry.log)
+
+
+if __name__ == "__main__":
+    sys.exit(run_service(run))

@@ -1,0 +1,116 @@
+"""What is wished of a job, and the settings and the run that follow from it. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from shortstack.core.errors import Invalid
+from shortstack.core.identity import run_id
+from shortstack.declarations.base_models import BaseModel, BaseModels
+from shortstack.declarations.deploy import DeployWish
+from shortstack.declarations.train import TrainConfig
+
+__all__ = ["JobRequest", "ResolvedRun", "auto_hyperparameters"]
+
+_AUTO: Final = "auto"
+_AUTO_BATCH: Final = 8
+_AUTO_STEPS: Final = 100
+_AUTO_MAX_EPOCHS: Final = 10
+_MAX_MICRO_BATCH: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRun:
+    """A run as it will be trained: every setting stands, so equal wishes have equal ids."""
+
+    run: str
+    base: BaseModel
+    base_digest: str
+    config: TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A job's request.
+
+    Attributes:
+        train: settings in axolotl's names.
+        deploy: the rollout wished for; None to train only.
+        openai: what came over ``/v1/fine_tuning/jobs``: hyperparameters, seed, suffix, metadata.
+    """
+
+    train: Mapping[str, Any]
+    deploy: DeployWish | None
+    openai: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, text: str | bytes, *, where: str) -> JobRequest:
+        """Reads ``{"train", "deploy"?, "openai"?}``.
+
+        Raises:
+            Invalid: it is no such object, or names what is unknown.
+        """
+        try:
+            value = orjson.loads(text or b"{}")
+        except orjson.JSONDecodeError as error:
+            raise Invalid(f"not JSON: {error}", where=where) from error
+        if not isinstance(value, dict) or not isinstance(value.get("train"), dict):
+            raise Invalid('a job has "train", an object of settings', where=where, param="train")
+        deploy = value.get("deploy")
+        TrainConfig.parse(value["train"], where=f"{where}, train")
+        return cls(
+            train=value["train"],
+            deploy=None if deploy is None else DeployWish.parse(deploy, where=f"{where}, deploy"),
+            openai=value.get("openai") or {},
+        )
+
+    def resolve(
+        self, bases: BaseModels, *, version: str, records: int, prompt_format: str, ranks: int, where: str
+    ) -> ResolvedRun:
+        """The run that this wish means on a dataset version of ``records`` training records.
+
+        Raises:
+            Invalid: an unknown base model, or settings that contradict the job.
+        """
+        wanted = self.train.get("base_model")
+        base = bases.get(str(wanted), param="train.base_model") if wanted else bases.get(bases.names()[0])
+        train = {**self.train, "base_model": base.name}
+        if self.openai:
+            train |= auto_hyperparameters(self.openai.get("hyperparameters") or {}, train, records=records, ranks=ranks)
+        seed = self.openai.get("seed")
+        named = prompt_format or str(train.get("chat_template") or "base")
+        config = TrainConfig.resolve(
+            train, base_model=base.name, prompt_format=named, seed=42 if seed is None else int(seed), where=where
+        )
+        digest = base.digest()
+        return ResolvedRun(run_id(config.model_dump(mode="json"), version, digest), base, digest, config)
+
+
+def auto_hyperparameters(
+    given: Mapping[str, Any], train: Mapping[str, Any], *, records: int, ranks: int
+) -> dict[str, Any]:
+    """OpenAI's hyperparameters as axolotl's settings.
+
+    ``batch_size`` is the effective batch, auto 8; ``n_epochs`` auto is enough for 100 optimizer steps, at least 1
+    and at most 10; ``learning_rate_multiplier`` times the preset's rate, auto 1. Source: the project's mapping of
+    OpenAI's fine-tuning API, docs/fine-tuning.md.
+    """
+    asked = given.get("batch_size", _AUTO)
+    batch = _AUTO_BATCH if asked == _AUTO else int(asked)
+    micro = min(batch, _MAX_MICRO_BATCH)
+    epochs = given.get("n_epochs", _AUTO)
+    if epochs == _AUTO:
+        epochs = max(1, min(_AUTO_MAX_EPOCHS, math.ceil(_AUTO_STEPS * batch / max(1, records))))
+    multiplier = given.get("learning_rate_multiplier", _AUTO)
+    rate = float(train.get("learning_rate") or TrainConfig.model_fields["learning_rate"].default)
+    return {
+        "micro_batch_size": micro,
+        "gradient_accumulation_steps": max(1, math.ceil(batch / (micro * ranks))),
+        "num_epochs": float(epochs),
+        "learning_rate": rate * (1.0 if multiplier == _AUTO else float(multiplier)),
+    }
