@@ -59,7 +59,7 @@ class TrainConfig(BaseModel):
     adapter: Literal["lora"] | None = "lora"
     """``null`` trains every parameter."""
     lora_r: int = Field(16, ge=1, le=1024)
-    lora_alpha: float = Field(32, gt=0)
+    lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_target_modules: list[str] | None = None
     """Names of linear layers. With neither this nor ``lora_target_linear: false``, all but the output layer."""
@@ -209,14 +209,15 @@ class TrainConfig(BaseModel):
     def schedule(self, *, rows: int, ranks: int = 1) -> Schedule:
         """How many steps ``rows`` training rows make.
 
-        The count is the Hugging Face Trainer's: batches per process, then accumulation, each rounded up.
+        The count is the Hugging Face Trainer's: batches per process, then accumulation, each rounded up. The share
+        of warm-up is rounded down: the first step of a warm-up has a rate of 0, which a short run cannot spare.
         """
         if rows < 1:
             raise Invalid("there is no row to train on", where="dataset", remedy="See what was rejected, and why.")
         batches = math.ceil(rows / (self.micro_batch_size * ranks))
         per_epoch = max(1, math.ceil(batches / self.gradient_accumulation_steps))
         steps = self.max_steps or math.ceil(self.num_epochs * per_epoch)
-        warmup = self.warmup_steps if self.warmup_steps is not None else math.ceil((self.warmup_ratio or 0.0) * steps)
+        warmup = self.warmup_steps if self.warmup_steps is not None else int((self.warmup_ratio or 0.0) * steps)
         return Schedule(
             rows=rows,
             steps_per_epoch=per_epoch,

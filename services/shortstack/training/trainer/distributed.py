@@ -59,6 +59,9 @@ def process_group(ranks: Ranks) -> Iterator[None]:
     import deepspeed
     import torch.distributed
     from accelerate import PartialState
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     # DeepSpeed would compile its shared-memory kernels at start (g++, ninja, half a minute). With nothing
     # listed as compatible it takes gloo's collectives; reading the attribute instead would run the probes.

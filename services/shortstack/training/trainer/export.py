@@ -37,7 +37,24 @@ __all__ = [
 
 EXPORT_MANIFEST: Final = "export.manifest.json"
 _NOT_FOR_SERVERS: Final = ("auto_map", "backend", "is_local", "processor_class", "extra_special_tokens", "name_or_path")
-_ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER_KEYS: Final = (
+    "peft_type",
+    "task_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "bias",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+)
+"""What every peft since 0.5 knows; an older one refuses keys that a newer one adds, all of which are off here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +68,12 @@ class MergeReport:
 def copy_adapter(checkpoint: Path, folder: Path, base_name: str) -> None:
     """The adapter of a checkpoint, naming its base by name: the path is this machine's alone."""
     folder.mkdir(parents=True)
-    for name in _ADAPTER_FILES:
-        shutil.copyfile(checkpoint / name, folder / name)
-    config = json.loads((folder / "adapter_config.json").read_bytes())
-    write_json(folder / "adapter_config.json", {**config, "base_model_name_or_path": base_name})
+    shutil.copyfile(checkpoint / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    config = _read(checkpoint / "adapter_config.json")
+    kept = {key: config[key] for key in _ADAPTER_KEYS if key in config}
+    # peft writes a set in whatever order; the file's digest names the model.
+    kept["target_modules"] = sorted(config["target_modules"])
+    write_json(folder / "adapter_config.json", {**kept, "base_model_name_or_path": base_name})
 
 
 def write_merged(base: Path, checkpoint: Path, folder: Path, served: ServedFormat, *, adapter: bool) -> MergeReport:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from transformers import PrinterCallback
 
 from shortstack.core.failpoints import failpoint
 from shortstack.records.message import Message
@@ -80,6 +81,8 @@ def train_run(work: Work, data: PreparedData, schedule: Schedule, start: Checkpo
         eval_dataset=RowDataset(data.validation) if data.validation else None,
         callbacks=[progress],
     )
+    # The events say it all; the Trainer's own printer would repeat them on every rank.
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(start.path) if start else None)
     _write_usage(work, parameter_counts(model))
     reached = trainer.state.global_step
