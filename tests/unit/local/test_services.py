@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from shortstack.local.services import SERVICES, local_stages, service_environment
+from shortstack.local.settings import LocalSettings
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalSettings:
+    monkeypatch.delenv("SHORTSTACK_KAFKA_BOOTSTRAP", raising=False)
+    return LocalSettings(var=tmp_path, port_base=21000)
+
+
+def test_each_service_is_told_its_own_ports_and_everyone_s_addresses(settings: LocalSettings) -> None:
+    environment = service_environment(settings, "formatting")
+    assert environment["SHORTSTACK_GRPC_PORT"] == str(settings.ports.grpc("formatting"))
+    assert environment["SHORTSTACK_HTTP_PORT"] == str(settings.ports.http("formatting"))
+    assert environment["SHORTSTACK_KAFKA_BOOTSTRAP"] == "127.0.0.1:21092"
+    assert environment["SHORTSTACK_ASSEMBLY_ADDRESS"] == f"127.0.0.1:{settings.ports.grpc('assembly')}"
+    assert environment["SHORTSTACK_STORAGE_URL"] == f"file://{settings.root}/blobs"
+    assert json.loads(environment["SHORTSTACK_BASE_MODELS"]).keys() == {"smollm2-135m-instruct"}
+
+
+def test_inference_is_told_in_the_words_of_tgi(settings: LocalSettings) -> None:
+    environment = service_environment(settings, "inference")
+    assert environment["PORT"] == str(settings.ports.http("inference"))
+    assert environment["HOSTNAME"] == "127.0.0.1"
+    assert environment["MODEL_ID"].endswith("models/smollm2-135m-instruct")
+
+
+def test_a_stray_port_in_the_callers_environment_does_not_reach_a_service(
+    settings: LocalSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHORTSTACK_GRPC_PORT", "1")
+    assert service_environment(settings, "serving")["SHORTSTACK_GRPC_PORT"] == str(settings.ports.grpc("serving"))
+
+
+def test_credentials_for_an_external_broker_are_passed_on_and_no_broker_is_started(
+    settings: LocalSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHORTSTACK_KAFKA_SASL_USERNAME", "alice")
+    external = settings.model_copy(update={"kafka_bootstrap": "kafka.example:9093"})
+    environment = service_environment(external, "ingestion")
+    assert environment["SHORTSTACK_KAFKA_BOOTSTRAP"] == "kafka.example:9093"
+    assert environment["SHORTSTACK_KAFKA_SASL_USERNAME"] == "alice"
+    assert [spec.name for stage in local_stages(external) for spec in stage.services] == list(SERVICES)
