@@ -1,0 +1,228 @@
+"""Models and aliases: what is wished, what is, and what follows. Pure.
+
+A model's id never changes; an alias moves over models. An alias carries the time of the request that set it: an older
+request that finishes later leaves it, a rollback is a newer request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+import orjson
+
+from shortstack.core.errors import Conflict, Invalid, NotFound, did_you_mean
+from shortstack.declarations.deploy import DeployWish
+from shortstack.messages.v1 import serving_pb2 as sv
+from shortstack.messages.v1 import training_pb2 as tr
+from shortstack.serving.rollout import RolledOut
+
+__all__ = ["ModelBook", "stamp"]
+
+_JOB_OVER: Final = frozenset({tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED})
+_OPEN: Final = frozenset({sv.MODEL_STATE_LOADING, sv.MODEL_STATE_PROVING})
+
+
+def stamp(field: object, at: datetime) -> None:
+    """Sets a protobuf timestamp."""
+    field.FromDatetime(at.astimezone(UTC).replace(tzinfo=None))  # type: ignore[attr-defined]
+
+
+class ModelBook:
+    """All models and aliases by name; ``dirty`` holds the keys that must be written."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, sv.ModelSnapshot] = {}
+        self.aliases: dict[str, sv.AliasSnapshot] = {}
+        self.dirty: set[str] = set()
+        # Aliases that move to a model once it is served: model → (alias, when it was requested, job).
+        self._moves: dict[str, dict[str, tuple[datetime, str]]] = {}
+
+    def restore(self, records: Iterable[sv.ModelRecord]) -> None:
+        """Takes what the state topic holds."""
+        for record in records:
+            if record.WhichOneof("record") == "model":
+                self.models[record.model.name] = record.model
+            else:
+                self.aliases[record.alias.alias] = record.alias
+
+    def record(self, key: str) -> sv.ModelRecord:
+        """What the state topic is told of ``model/NAME`` or ``alias/NAME``."""
+        kind, _, name = key.partition("/")
+        if kind == "model":
+            return sv.ModelRecord(model=self.models[name])
+        return sv.ModelRecord(alias=self.aliases[name])
+
+    # Wishes.
+
+    def base(self, name: str, endpoint: sv.Endpoint | None, now: datetime) -> None:
+        """Says whether a base model is served as it is."""
+        model = self.models.get(name)
+        if model is None:
+            model = self._open(name, "", tr.Export(), "", now)
+        wanted = sv.MODEL_STATE_SERVED if endpoint is not None else sv.MODEL_STATE_LOADING
+        if model.state == wanted and (endpoint is None or model.endpoint == endpoint):
+            return
+        model.state = wanted
+        model.message = "" if endpoint is not None else "the inference server is loading it"
+        if endpoint is not None:
+            model.endpoint.CopyFrom(endpoint)
+        self._touch(model, now)
+
+    def follow(self, jobs: Mapping[str, tr.JobSnapshot], runs: Mapping[str, tr.RunSnapshot], now: datetime) -> None:
+        """Opens the models that jobs wish to have served."""
+        for job in jobs.values():
+            run = runs.get(job.run)
+            if not job.model or run is None or run.state != tr.RUN_STATE_SUCCEEDED or job.state in _JOB_OVER:
+                continue
+            wish = orjson.loads(job.request_json).get("deploy") or {}
+            model = self.models.get(job.model) or self._open(job.model, job.owner, run.export, run.run, now)
+            if job.job not in model.jobs:
+                model.jobs.append(job.job)
+                self._touch(model, now)
+            if wish.get("alias"):
+                self._wish_alias(model.name, wish["alias"], job.created_at.ToDatetime(tzinfo=UTC), job.job)
+
+    def deploy(self, run: tr.RunSnapshot, name: str, owner: str, alias: str, at: datetime) -> None:
+        """Opens a model on an operator's request; one that was refused or withdrawn opens anew if that is newer."""
+        model = self.models.get(name)
+        if model is None:
+            model = self._open(name, owner, run.export, run.run, at)
+        over = model.state in (sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN)
+        if over and at > model.updated_at.ToDatetime(tzinfo=UTC):
+            model.state, model.message, model.remedy = sv.MODEL_STATE_LOADING, "", ""
+            self._touch(model, at)
+        if alias:
+            self._wish_alias(name, alias, at, "")
+
+    def _open(self, name: str, owner: str, export: tr.Export, run: str, now: datetime) -> sv.ModelSnapshot:
+        model = sv.ModelSnapshot(name=name, owner=owner, state=sv.MODEL_STATE_LOADING, export=export, run=run)
+        stamp(model.created_at, now)
+        self.models[name] = model
+        self._touch(model, now)
+        return model
+
+    def _wish_alias(self, model: str, alias: str, requested_at: datetime, job: str) -> None:
+        known = self._moves.setdefault(model, {}).get(alias)
+        if known is None or known[0] < requested_at:
+            self._moves[model][alias] = (requested_at, job)
+
+    # What follows.
+
+    def pending(self) -> list[sv.ModelSnapshot]:
+        """Models that are to be rolled out, oldest first; base models are not rolled out."""
+        found = [m for m in self.models.values() if m.state in _OPEN and m.export.digest]
+        return sorted(found, key=lambda model: model.created_at.ToNanoseconds())
+
+    def served(self) -> list[sv.ModelSnapshot]:
+        """Fine-tuned models that take traffic."""
+        return [m for m in self.models.values() if m.state == sv.MODEL_STATE_SERVED and m.export.digest]
+
+    def proving(self, name: str, now: datetime) -> None:
+        """The weights are loaded, the probes are being asked."""
+        model = self.models[name]
+        if model.state == sv.MODEL_STATE_LOADING:
+            model.state, model.message = sv.MODEL_STATE_PROVING, "asking the probes of its training"
+            self._touch(model, now)
+
+    def rolled_out(self, name: str, result: RolledOut, now: datetime) -> None:
+        """The contract test has been made: the model takes traffic, and its aliases move with the same write."""
+        model = self.models[name]
+        if model.state not in _OPEN:
+            return
+        model.proof_json = orjson.dumps(result.proof.as_dict()).decode()
+        if not result.proof.model.passed:
+            remedy = "The weights that were trained are kept; see docs/serving.md, “A model is refused”."
+            self.refuse(name, f"contract test: {result.proof.model.why}", remedy, now)
+            return
+        model.endpoint.CopyFrom(result.endpoint)
+        model.state, model.remedy = sv.MODEL_STATE_SERVED, ""
+        model.message = "" if result.proof.measurable else "no measurable change: the base passes the same test"
+        self._touch(model, now)
+        self.move_aliases(now)
+
+    def refuse(self, name: str, why: str, remedy: str, now: datetime) -> None:
+        """The model never takes traffic."""
+        model = self.models[name]
+        model.state, model.message, model.remedy = sv.MODEL_STATE_REFUSED, why, remedy
+        self._touch(model, now)
+
+    def move_aliases(self, now: datetime) -> None:
+        """Moves every alias whose model is served, unless a newer request has moved it already."""
+        for name, moves in self._moves.items():
+            model = self.models.get(name)
+            if model is None or model.state != sv.MODEL_STATE_SERVED:
+                continue
+            for alias, (requested_at, job) in moves.items():
+                self._set_alias(alias, model.owner, [sv.Weight(model=name, weight=100)], requested_at, job, now)
+
+    def traffic(
+        self, owner: str, alias: str, weights: Sequence[sv.Weight], requested_at: datetime, now: datetime
+    ) -> None:
+        """Sets an alias by hand."""
+        self._set_alias(alias, owner, weights, requested_at, "", now)
+
+    def _set_alias(
+        self,
+        alias: str,
+        owner: str,
+        weights: Sequence[sv.Weight],
+        requested_at: datetime,
+        job: str,
+        now: datetime,
+    ) -> None:
+        known = self.aliases.get(alias)
+        if known is not None and (known.owner != owner or known.requested_at.ToDatetime(tzinfo=UTC) >= requested_at):
+            return
+        snapshot = sv.AliasSnapshot(alias=alias, owner=owner, weights=weights, job=job)
+        stamp(snapshot.requested_at, requested_at)
+        stamp(snapshot.updated_at, now)
+        self.aliases[alias] = snapshot
+        self.dirty.add(f"alias/{alias}")
+
+    def withdraw(self, name: str, requested_at: datetime, now: datetime) -> bool:
+        """Takes a model out of traffic; whether it was in it. An older request than its last change is stale."""
+        model = self.models.get(name)
+        if model is None or not model.export.digest or model.state == sv.MODEL_STATE_WITHDRAWN:
+            return False
+        if requested_at < model.updated_at.ToDatetime(tzinfo=UTC):
+            return False
+        model.state, model.message = sv.MODEL_STATE_WITHDRAWN, "withdrawn"
+        self._touch(model, now)
+        return True
+
+    # Checks at the edge.
+
+    def require(self, owner: str, name: str) -> sv.ModelSnapshot:
+        """The owner's model of that name, or a base.
+
+        Raises:
+            NotFound: there is none; names the nearest.
+        """
+        model = self.models.get(name)
+        if model is None or (model.owner and model.owner != owner):
+            mine = [m.name for m in self.models.values() if m.owner in ("", owner)]
+            raise NotFound(f'no model "{name}"', remedy=did_you_mean(name, mine), param="model")
+        return model
+
+    def check_weights(self, owner: str, alias: str, weights: Sequence[sv.Weight]) -> None:
+        """Raises Invalid, NotFound or Conflict unless the alias may be set so."""
+        DeployWish.parse({"alias": alias}, where="alias")
+        if not weights or sum(weight.weight for weight in weights) != 100:
+            raise Invalid("weights must add up to 100", where=f"alias {alias}", param="weights")
+        known = self.aliases.get(alias)
+        if known is not None and known.owner != owner:
+            raise Conflict(f'alias "{alias}" belongs to another owner', param="alias")
+        for weight in weights:
+            model = self.require(owner, weight.model)
+            if model.state != sv.MODEL_STATE_SERVED:
+                raise Conflict(
+                    f'model "{weight.model}" is not served',
+                    where=f"alias {alias}",
+                    remedy="See where it is with: shortstack models list",
+                )
+
+    def _touch(self, model: sv.ModelSnapshot, now: datetime) -> None:
+        stamp(model.updated_at, now)
+        self.dirty.add(f"model/{model.name}")

@@ -1,0 +1,173 @@
+"""The contract between training and serving: a live server must answer the export's probes as they were recorded.
+
+Greedy equality is no test: bf16 alone against bf16 in a batch differs in some answers, by near-ties. So tokens must be
+equal up to the first recorded margin under 0.5, where they may part; a difference at a larger margin refuses the model;
+at least 64 positions must be confirmed; the mean distance of log probabilities must be at most 0.1. And the base model
+must fail the same test, else the training changed nothing that can be measured.
+Source of the thresholds: docs/architecture.md, "Jobs".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from shortstack.core.errors import Poison
+from shortstack.records.message import Message
+from shortstack.serving.tgi import TgiServer
+
+__all__ = ["Probe", "Proof", "Verdict", "probes_of", "prove", "run_probes"]
+
+MARGIN: Final = 0.5
+"""Logits; below it two dtypes or batch sizes may choose differently."""
+MIN_CONFIRMED: Final = 64
+MAX_MEAN_DISTANCE: Final = 0.1
+"""Nats, over the confirmed positions."""
+_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A recorded answer: prompt and, per greedy token, id, log probability, margin to the second."""
+
+    messages: tuple[Message, ...]
+    prompt_ids: tuple[int, ...]
+    tokens: tuple[tuple[int, float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one server did with the probes.
+
+    Attributes:
+        passed: it may take traffic.
+        why: what it failed by; empty if it passed.
+        confirmed: positions with equal tokens.
+        mean_distance: mean |Δ log probability| over them; NaN if there are none.
+    """
+
+    passed: bool
+    why: str
+    confirmed: int
+    mean_distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The model's verdict, and whether the base fails where it passes."""
+
+    model: Verdict
+    base: Verdict
+
+    @property
+    def measurable(self) -> bool:
+        """Whether training changed what the probes can tell."""
+        return not self.base.passed
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the model's snapshot; not-a-number becomes None."""
+        parts = {name: asdict(verdict) for name, verdict in (("model", self.model), ("base", self.base))}
+        for part in parts.values():
+            if not math.isfinite(part["mean_distance"]):
+                part["mean_distance"] = None
+        return {**parts, "measurable": self.measurable}
+
+
+def probes_of(content: Mapping[str, Any]) -> tuple[list[Probe], int]:
+    """Probes and their number of new tokens, from ``probes.json``."""
+    probes = [
+        Probe(
+            tuple(Message(m["role"], m["content"]) for m in probe["messages"]),
+            tuple(probe["prompt_ids"]),
+            tuple((t["id"], t["logprob"], t["margin"]) for t in probe["tokens"]),
+        )
+        for probe in content["probes"]
+    ]
+    return probes, int(content["new_tokens"])
+
+
+@dataclass(slots=True)
+class _Tally:
+    confirmed: int = 0
+    distance: float = 0.0
+    why: str = ""
+
+
+def run_probes(
+    server: TgiServer,
+    probes: Sequence[Probe],
+    render: Callable[[Sequence[Message]], str],
+    *,
+    new_tokens: int,
+    adapter_id: str,
+) -> Verdict:
+    """Asks a server every probe.
+
+    Args:
+        render: the prompt as it will be rendered for chats with this model.
+        adapter_id: empty for the server's own weights.
+
+    Raises:
+        Transient: the server is away; nothing is said about the model.
+    """
+
+    def ask(probe: Probe) -> _Tally:
+        prompt = render(probe.messages)
+        if tuple(server.tokenize(prompt)) != probe.prompt_ids:
+            return _Tally(why="the rendered prompt has other token ids than in training: another template or tokenizer")
+        try:
+            answer = server.generate(prompt, new_tokens, adapter_id)
+        except Poison as error:
+            return _Tally(why=str(error))
+        return _compare(probe, [(token.id, token.logprob) for token in answer])
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        tallies = list(pool.map(ask, probes))
+    confirmed = sum(tally.confirmed for tally in tallies)
+    mean = sum(tally.distance for tally in tallies) / confirmed if confirmed else math.nan
+    why = next((tally.why for tally in tallies if tally.why), "")
+    if not why and confirmed < min(MIN_CONFIRMED, sum(len(probe.tokens) for probe in probes)):
+        why = f"only {confirmed} positions could be confirmed, {MIN_CONFIRMED} are needed"
+    if not why and not mean <= MAX_MEAN_DISTANCE:
+        why = f"log probabilities are off by {mean:.3f} in the mean, {MAX_MEAN_DISTANCE} is allowed"
+    return Verdict(not why, why, confirmed, mean)
+
+
+def _compare(probe: Probe, answer: Sequence[tuple[int, float]]) -> _Tally:
+    tally = _Tally()
+    for place, (token, logprob, margin) in enumerate(probe.tokens):
+        given = answer[place] if place < len(answer) else None
+        if given is None or given[0] != token:
+            if not margin < MARGIN:
+                said = "nothing" if given is None else str(given[0])
+                tally.why = f"token {place + 1} is {said}, in training it was {token} with a margin of {margin:.2f}"
+            return tally
+        if not math.isfinite(given[1]):
+            tally.why = f"token {place + 1} has a log probability of {given[1]}"
+            return tally
+        tally.confirmed += 1
+        tally.distance += abs(given[1] - logprob)
+    return tally
+
+
+def prove(
+    server: TgiServer,
+    content: Mapping[str, Any],
+    render: Callable[[Sequence[Message]], str],
+    *,
+    adapter_id: str,
+    base: TgiServer,
+) -> Proof:
+    """The whole contract test: the model must pass, and the base should fail.
+
+    Raises:
+        Transient: a server is away.
+    """
+    probes, new_tokens = probes_of(content)
+    if not probes:
+        raise Poison("the export has no probes", remedy="Train again; a model without probes cannot be proven.")
+    model = run_probes(server, probes, render, new_tokens=new_tokens, adapter_id=adapter_id)
+    return Proof(model, run_probes(base, probes, render, new_tokens=new_tokens, adapter_id=""))

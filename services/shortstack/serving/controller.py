@@ -1,0 +1,260 @@
+"""The serving controller: keeps models and aliases, rolls out what is wished, moves routes by one write.
+
+It reads training.state and models.requests whole, joins no group and commits nothing. A model that was served stays
+so by its snapshot; what a replay asks for is there already.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from shortstack.core.clock import Clock
+from shortstack.core.errors import Poison, Transient
+from shortstack.core.failpoints import failpoint
+from shortstack.core.telemetry import Telemetry
+from shortstack.messages.v1 import serving_pb2 as sv
+from shortstack.messages.v1 import training_pb2 as tr
+from shortstack.serving.book import ModelBook
+from shortstack.serving.config import ServingConfig
+from shortstack.serving.rollout import RolledOut, Rollout
+from shortstack.streams import topics
+from shortstack.streams.broker import Broker, Delivery, Producer, Reader
+from shortstack.streams.envelope import outbound
+from shortstack.streams.state import StateReader, StateWriter
+
+__all__ = ["ServingController"]
+
+_SOURCE: Final = "serving"
+_RETRY_S: Final = 3.0
+
+
+@dataclass(slots=True)
+class _RollingOut:
+    name: str
+    future: Future[RolledOut]
+    proving: threading.Event
+
+
+class ServingController:
+    """Driven by a `Loop`; API threads read `shown` and `book`'s checks under the same lock."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        training: StateReader[tr.TrainingRecord],
+        rollout: Rollout,
+        bases: Mapping[str, Path],
+        *,
+        config: ServingConfig,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self._broker, self._training, self._rollout, self._bases = broker, training, rollout, bases
+        self._config, self._telemetry, self._clock = config, telemetry, clock
+        self._writer = StateWriter(broker, topics.MODELS_STATE, sv.ModelRecord, clock, source=_SOURCE)
+        self._book = ModelBook()
+        self._reader: Reader | None = None
+        self._producer: Producer | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollout")
+        self._rolling: _RollingOut | None = None
+        self._not_before: dict[str, float] = {}
+        self._watched_at = float("-inf")
+        self._changed = threading.Condition()
+        self._shown: dict[str, sv.ModelRecord] = {}
+
+    # Turning.
+
+    def open(self) -> None:
+        """Claims the state topic, then reads requests to their end before it acts on anything."""
+        self.close()
+        self._book = ModelBook()
+        self._book.restore(self._writer.open().values())
+        for key, record in self._writer.latest.items():
+            self._show(key, record)
+        self._training.wait_caught_up(30.0)
+        self._producer = self._broker.producer()
+        self._reader = self._broker.reader([topics.MODELS_REQUESTS.name])
+        while not self._reader.caught_up():
+            self._read(self._reader)
+
+    def turn(self) -> None:
+        """Takes what has come, looks at the servers, rolls out the next model, writes what changed."""
+        assert self._reader is not None
+        self._read(self._reader)
+        now = self._clock.monotonic()
+        jobs, runs = self._jobs_and_runs()
+        self._book.follow(jobs, runs, self._clock.now())
+        if now - self._watched_at >= self._config.serving_watch_s:
+            self._watched_at = now
+            self._watch()
+        self._collect()
+        self._next(now)
+        self._book.move_aliases(self._clock.now())
+        self._write()
+
+    def close(self) -> None:
+        """Lets go of connections."""
+        if self._reader is not None:
+            self._reader.close()
+        if self._producer is not None:
+            self._producer.close(self._config.shutdown_grace_s / 4)
+        self._writer.close()
+        self._reader = self._producer = None
+
+    # For the API's threads.
+
+    def shown(self) -> dict[str, sv.ModelRecord]:
+        """All models and aliases as last written, by ``model/NAME`` and ``alias/NAME``."""
+        with self._changed:
+            return dict(self._shown)
+
+    def wait(self, met: Callable[[Mapping[str, sv.ModelRecord]], bool], timeout_s: float) -> bool:
+        """Waits until what is shown meets a condition."""
+        with self._changed:
+            return self._changed.wait_for(lambda: met(self._shown), timeout_s)
+
+    def runs(self) -> dict[str, tr.RunSnapshot]:
+        """Runs by id, as training has them."""
+        return self._jobs_and_runs()[1]
+
+    # Reading.
+
+    def _jobs_and_runs(self) -> tuple[dict[str, tr.JobSnapshot], dict[str, tr.RunSnapshot]]:
+        records = self._training.values()
+        jobs = {r.job.job: r.job for r in records if r.WhichOneof("record") == "job"}
+        return jobs, {r.run.run: r.run for r in records if r.WhichOneof("record") == "run"}
+
+    def _read(self, reader: Reader) -> None:
+        for delivery in reader.poll(0.1):
+            try:
+                self._request(orjson.loads(delivery.value or b"{}"), delivery)
+            except (Poison, ValueError, KeyError, TypeError) as error:
+                self._telemetry.log.error("message set aside", place=delivery.place, error=str(error))
+                self._set_aside(delivery, error)
+
+    def _request(self, request: Mapping[str, Any], delivery: Delivery) -> None:
+        at = datetime.fromtimestamp(delivery.timestamp_ms / 1000, UTC)
+        now = self._clock.now()
+        match request["kind"]:
+            case "deploy":
+                run = self.runs()[request["run"]]
+                self._book.deploy(run, request["model"], request["owner"], request.get("alias", ""), at)
+            case "traffic":
+                weights = [sv.Weight(model=w["model"], weight=w["weight"]) for w in request["weights"]]
+                self._book.traffic(request["owner"], request["alias"], weights, at, now)
+            case "withdraw":
+                model = self._book.models.get(request["model"])
+                if self._book.withdraw(request["model"], at, now) and model is not None:
+                    self._rollout.remove(model.export)
+            case kind:
+                raise Poison(f'kind "{kind}" is unknown')
+
+    def _set_aside(self, delivery: Delivery, error: Exception) -> None:
+        if self._producer is None:
+            return
+        extra = {"shortstack-place": delivery.place, "shortstack-error": str(error)}
+        message = outbound(
+            topics.dead_letters(topics.MODELS_REQUESTS),
+            (delivery.key or b"").decode(errors="replace"),
+            delivery.value or b"",
+            type="shortstack.dead-letter",
+            source=_SOURCE,
+            clock=self._clock,
+            id=delivery.place,
+            extra=extra,
+        )
+        self._producer.send(message)
+
+    # Rolling out.
+
+    def _watch(self) -> None:
+        """Looks whether bases are up, and gives models back to a server that was started anew."""
+        now = self._clock.now()
+        for name, folder in self._bases.items():
+            self._book.base(name, self._endpoint(folder), now)
+        for model in self._book.served():
+            try:
+                self._rollout.reload(model.export)
+            except (Transient, Poison) as error:
+                self._telemetry.log.warning("model is not on its server", model=model.name, error=str(error))
+
+    def _endpoint(self, folder: Path) -> sv.Endpoint | None:
+        try:
+            return self._rollout.base(folder)
+        except Transient:
+            return None
+
+    def _next(self, now: float) -> None:
+        if self._rolling is not None:
+            return
+        for model in self._book.pending():
+            if now >= self._not_before.get(model.name, 0.0):
+                proving = threading.Event()
+                export = tr.Export()
+                export.CopyFrom(model.export)
+                future = self._pool.submit(self._rollout.roll_out, export, proving.set)
+                self._rolling = _RollingOut(model.name, future, proving)
+                return
+
+    def _collect(self) -> None:
+        rolling = self._rolling
+        if rolling is None:
+            return
+        now = self._clock.now()
+        if rolling.proving.is_set():
+            self._book.proving(rolling.name, now)
+        if not rolling.future.done():
+            return
+        self._rolling = None
+        error = rolling.future.exception()
+        if error is None:
+            failpoint("serving.after_rollout")
+            self._book.rolled_out(rolling.name, rolling.future.result(), now)
+        elif isinstance(error, Poison):
+            self._book.refuse(rolling.name, str(error), error.remedy, now)
+        elif isinstance(error, Transient):
+            self._telemetry.log.warning("rollout is tried again", model=rolling.name, error=str(error))
+            self._book.models[rolling.name].message = str(error)
+            self._not_before[rolling.name] = self._clock.monotonic() + _RETRY_S
+        else:
+            raise error
+
+    # Writing.
+
+    def _write(self) -> None:
+        """One write for all that changed: a model's last step and the move of its aliases are one event."""
+        if not self._book.dirty:
+            return
+        changed = {key: self._book.record(key) for key in sorted(self._book.dirty)}
+        self._writer.put_all(changed)
+        self._book.dirty.clear()
+        for key, record in changed.items():
+            known = self._shown.get(key)
+            self._show(key, record)
+            if _deployed(record) and (known is None or not _deployed(known) or "alias" in key):
+                value = record.SerializeToString()
+                self._notify(topics.MODELS_DEPLOYED, key.partition("/")[2], value)
+
+    def _notify(self, topic: topics.Topic, key: str, value: bytes) -> None:
+        assert self._producer is not None
+        type_ = f"shortstack.{topic.name}"
+        self._producer.send(outbound(topic, key, value, type=type_, source=_SOURCE, clock=self._clock))
+
+    def _show(self, key: str, record: sv.ModelRecord) -> None:
+        copy = sv.ModelRecord()
+        copy.CopyFrom(record)
+        with self._changed:
+            self._shown[key] = copy
+            self._changed.notify_all()
+
+
+def _deployed(record: sv.ModelRecord) -> bool:
+    return record.WhichOneof("record") == "alias" or record.model.state == sv.MODEL_STATE_SERVED

@@ -1,0 +1,123 @@
+"""ServingService: models and aliases, watched by the gateway, set by operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import grpc
+import orjson
+
+from shortstack.core.clock import Clock
+from shortstack.core.errors import Conflict, NotFound
+from shortstack.core.identity import DEFAULT_OWNER, model_name
+from shortstack.messages.v1 import serving_pb2 as sv
+from shortstack.messages.v1 import training_pb2 as tr
+from shortstack.serving.book import ModelBook
+from shortstack.serving.controller import ServingController
+from shortstack.serving.v1 import serving_pb2 as pb
+from shortstack.serving.v1.serving_pb2_grpc import ServingServiceServicer
+from shortstack.streams import topics
+from shortstack.streams.broker import Producer
+from shortstack.streams.envelope import outbound
+
+__all__ = ["ServingServicer"]
+
+_ACK_S: Final = 10.0
+_EFFECT_S: Final = 10.0
+_WATCH_S: Final = 5.0
+
+
+class ServingServicer(ServingServiceServicer):
+    """Reads from the controller; commands go over ``models.requests`` like everybody's."""
+
+    def __init__(self, controller: ServingController, producer: Producer, clock: Clock) -> None:
+        self._controller, self._producer, self._clock = controller, producer, clock
+
+    def DeployModel(self, request: pb.DeployModelRequest, context: grpc.ServicerContext) -> pb.DeployModelResponse:
+        """Serves the model of a run that succeeded; answers as soon as it is known under its name."""
+        owner = request.owner or DEFAULT_OWNER
+        run = self._controller.runs().get(request.run)
+        if run is None:
+            raise NotFound(f'no run "{request.run}"', remedy="See: shortstack runs list", param="run")
+        if run.state != tr.RUN_STATE_SUCCEEDED:
+            raise Conflict(f'run "{request.run}" has not succeeded', remedy="Wait until it has.", param="run")
+        name = model_name(run.base_model, owner, request.suffix or "model", run.export.digest)
+        message = {"kind": "deploy", "owner": owner, "run": run.run, "model": name, "alias": request.alias}
+        self._send(name, message)
+        self._controller.wait(lambda shown: f"model/{name}" in shown, _EFFECT_S)
+        return pb.DeployModelResponse(model=self._book().require(owner, name))
+
+    def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
+        """The owner's models and aliases, and the bases."""
+        owner = request.owner or DEFAULT_OWNER
+        book = self._book()
+        return pb.ListModelsResponse(
+            models=[m for _, m in sorted(book.models.items()) if m.owner in ("", owner)],
+            aliases=[a for _, a in sorted(book.aliases.items()) if a.owner == owner],
+        )
+
+    def WatchModels(
+        self, request: pb.WatchModelsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchModelsResponse]:
+        """Everything as it stands, ``synced``, then each change."""
+        sent: dict[str, sv.ModelRecord] = {}
+        synced = False
+        while context.is_active():
+            shown = self._controller.shown()
+            # Models before aliases, so that no route names a model that was not told yet.
+            for key in sorted(shown, key=lambda key: (key.startswith("alias/"), key)):
+                if sent.get(key) != shown[key]:
+                    sent[key] = shown[key]
+                    yield _update(shown[key])
+            if not synced:
+                synced = True
+                yield pb.WatchModelsResponse(synced=True)
+            self._controller.wait(lambda now: any(sent.get(key) != record for key, record in now.items()), _WATCH_S)
+
+    def SetTraffic(self, request: pb.SetTrafficRequest, context: grpc.ServicerContext) -> pb.SetTrafficResponse:
+        """Moves an alias: weights over served models, 100 in all."""
+        owner = request.owner or DEFAULT_OWNER
+        self._book().check_weights(owner, request.alias, request.weights)
+        weights = [{"model": w.model, "weight": w.weight} for w in request.weights]
+        self._send(request.alias, {"kind": "traffic", "owner": owner, "alias": request.alias, "weights": weights})
+        key, wanted = f"alias/{request.alias}", list(request.weights)
+        self._controller.wait(lambda shown: key in shown and list(shown[key].alias.weights) == wanted, _EFFECT_S)
+        return pb.SetTrafficResponse(alias=self._controller.shown()[key].alias)
+
+    def WithdrawModel(
+        self, request: pb.WithdrawModelRequest, context: grpc.ServicerContext
+    ) -> pb.WithdrawModelResponse:
+        """Takes a model out of traffic, unless an alias sends traffic to it."""
+        owner = request.owner or DEFAULT_OWNER
+        book = self._book()
+        model = book.require(owner, request.model)
+        if not model.owner:
+            raise Conflict(f'"{request.model}" is a base model', remedy="Take it out of SHORTSTACK_BASE_MODELS.")
+        using = [a.alias for a in book.aliases.values() if any(w.model == model.name for w in a.weights)]
+        if using:
+            raise Conflict(
+                f'alias {", ".join(sorted(using))} sends traffic to "{model.name}"',
+                remedy="Move it to another model first: shortstack models traffic ALIAS MODEL=100",
+            )
+        self._send(model.name, {"kind": "withdraw", "owner": owner, "model": model.name})
+        key = f"model/{model.name}"
+        self._controller.wait(lambda shown: shown[key].model.state == sv.MODEL_STATE_WITHDRAWN, _EFFECT_S)
+        return pb.WithdrawModelResponse(model=self._controller.shown()[key].model)
+
+    def _book(self) -> ModelBook:
+        book = ModelBook()
+        book.restore(self._controller.shown().values())
+        return book
+
+    def _send(self, key: str, message: Mapping[str, Any]) -> None:
+        type_ = f"shortstack.model.{message['kind']}"
+        value = orjson.dumps(message)
+        event = outbound(topics.MODELS_REQUESTS, key, value, type=type_, source="serving", clock=self._clock)
+        self._producer.send(event).result(_ACK_S)
+
+
+def _update(record: sv.ModelRecord) -> pb.WatchModelsResponse:
+    if record.WhichOneof("record") == "model":
+        return pb.WatchModelsResponse(model=record.model)
+    return pb.WatchModelsResponse(alias=record.alias)

@@ -1,0 +1,112 @@
+"""The few calls of the TGI wire that serving makes, and the embedded server's adapters.
+
+Source of the shapes: TGI 3.3.7, docs/inference.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import httpx
+
+from shortstack.core.errors import Poison, Transient
+
+__all__ = ["GeneratedToken", "TgiClient", "TgiServer"]
+
+_CONNECT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedToken:
+    """A generated token: id and log probability."""
+
+    id: int
+    logprob: float
+
+
+class TgiServer(Protocol):
+    """What the contract test asks of a server."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """``/tokenize``: ids with special tokens added."""
+        ...
+
+    def generate(self, prompt: str, new_tokens: int, adapter_id: str) -> list[GeneratedToken]:
+        """``/generate``, greedy."""
+        ...
+
+
+class TgiClient:
+    """Talks to one server over HTTP. Safe to share between threads.
+
+    Every method raises `Transient` while the server is away or overloaded, and `Poison` when it refuses or fails a
+    request.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._client = httpx.Client(base_url=url, timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S))
+        self.url = url
+
+    def close(self) -> None:
+        """Closes connections."""
+        self._client.close()
+
+    def info(self) -> Mapping[str, Any]:
+        """``/info``: model and limits."""
+        body: Mapping[str, Any] = self._call("GET", "/info")
+        return body
+
+    def healthy(self) -> bool:
+        """``/health``: whether it can generate."""
+        try:
+            self._call("GET", "/health")
+        except (Transient, Poison):
+            return False
+        return True
+
+    def tokenize(self, text: str) -> list[int]:
+        """``/tokenize``: ids with special tokens added."""
+        return [token["id"] for token in self._call("POST", "/tokenize", {"inputs": text})]
+
+    def generate(self, prompt: str, new_tokens: int, adapter_id: str) -> list[GeneratedToken]:
+        """``/generate``, greedy, with details."""
+        parameters: dict[str, Any] = {"max_new_tokens": new_tokens, "details": True, "do_sample": False}
+        if adapter_id:
+            parameters["adapter_id"] = adapter_id
+        body = self._call("POST", "/generate", {"inputs": prompt, "parameters": parameters})
+        return [GeneratedToken(token["id"], token["logprob"]) for token in body["details"]["tokens"]]
+
+    def adapters(self) -> dict[str, Path]:
+        """Adapters that the embedded server holds: id → folder."""
+        return {a["id"]: Path(a["path"]) for a in self._call("GET", "/adapters")["adapters"]}
+
+    def put_adapter(self, adapter_id: str, folder: Path) -> None:
+        """Has the embedded server load an adapter; the same again changes nothing."""
+        self._call("PUT", f"/adapters/{adapter_id}", {"path": str(folder)})
+
+    def drop_adapter(self, adapter_id: str) -> None:
+        """Has the embedded server forget an adapter; requests under way finish."""
+        self._call("DELETE", f"/adapters/{adapter_id}")
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        where = f"{self.url}{path}"
+        try:
+            response = self._client.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise Transient(f"the server does not answer: {error or type(error).__name__}", where=where) from error
+        if response.status_code in (429, 503):
+            raise Transient(f"the server answers {response.status_code}", where=where)
+        if response.status_code != 200:
+            raise Poison(f"the server answers {response.status_code}: {_words(response)}", where=where)
+        return response.json() if response.content else None
+
+
+def _words(response: httpx.Response) -> str:
+    """TGI's ``error``, or the plain text of a body that was refused before it was read."""
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return response.text.strip()
