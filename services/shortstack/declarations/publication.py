@@ -1,4 +1,4 @@
-"""The messages of ``datasets.ingest``: a pointer to files, a whole dataset, or numbered parts closed by ``complete``."""
+"""The messages of ``datasets.ingest``: a pointer to files, a whole dataset, numbered parts, or a wish to retry."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from shortstack.declarations.strict import invalid_from
 __all__ = [
     "FAMILIES",
     "FILE_FORMATS",
+    "AnyMessage",
     "CompleteMessage",
     "PartMessage",
     "PointerMessage",
     "PublicationMessage",
+    "RetryMessage",
     "Source",
     "WholeMessage",
     "parse_publication",
@@ -131,7 +133,20 @@ class CompleteMessage(PublicationMessage):
     records: int = Field(ge=1)
 
 
+class RetryMessage(BaseModel):
+    """Asks for a publication's pinned sources to be read again: what `datasets retry` sends."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: Name
+    retry: str = Field(pattern="^[0-9a-f]{32}$")
+
+
+AnyMessage = PointerMessage | WholeMessage | PartMessage | CompleteMessage | RetryMessage
+"""Any message of the topic."""
+
 _KINDS: Final[dict[str, type[BaseModel]]] = {
+    "retry": RetryMessage,
     "source": PointerMessage,
     "complete": CompleteMessage,
     "upload": PartMessage,
@@ -140,7 +155,7 @@ _KINDS: Final[dict[str, type[BaseModel]]] = {
 """The key that tells the kind, in order of precedence."""
 
 
-def parse_publication(value: bytes | Mapping[str, Any]) -> PointerMessage | WholeMessage | PartMessage | CompleteMessage:
+def parse_publication(value: bytes | Mapping[str, Any]) -> AnyMessage:
     """Reads one message.
 
     Raises:
@@ -151,7 +166,7 @@ def parse_publication(value: bytes | Mapping[str, Any]) -> PointerMessage | Whol
     where = f"dataset {name}" if isinstance(name, str) else "publication"
     kind = next((model for key, model in _KINDS.items() if key in given), None)
     if kind is None:
-        kind, where = PointerMessage, where
+        kind = PointerMessage
         if not set(given) - set(PublicationMessage.model_fields):
             raise Invalid(
                 "no records: a publication has a source, records, or an upload",
@@ -163,7 +178,7 @@ def parse_publication(value: bytes | Mapping[str, Any]) -> PointerMessage | Whol
         message = kind.model_validate(given)
     except ValidationError as error:
         raise invalid_from(error, kind, where=where) from error
-    assert isinstance(message, PointerMessage | WholeMessage | PartMessage | CompleteMessage)
+    assert isinstance(message, AnyMessage)
     return message
 
 
@@ -185,7 +200,7 @@ def publication_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of ``datasets.ingest``; committed as proto/schemas/datasets.ingest.json."""
     definitions: dict[str, Any] = {}
     kinds = []
-    for model in (PointerMessage, WholeMessage, PartMessage, CompleteMessage):
+    for model in (PointerMessage, WholeMessage, PartMessage, CompleteMessage, RetryMessage):
         schema = model.model_json_schema(ref_template="#/$defs/{model}")
         definitions |= schema.pop("$defs", {})
         definitions[model.__name__] = schema

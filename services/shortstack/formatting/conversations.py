@@ -44,7 +44,8 @@ class Conversations:
         # A slice keeps the values of its whole array; the flat lists hold its own part, from 0.
         start = offsets[0] if offsets else 0
         roles, contents, calls = (
-            column.values.field(name)[start : offsets[-1] if offsets else 0] for name in ("role", "content", "tool_calls")
+            column.values.field(name)[start : offsets[-1] if offsets else 0]
+            for name in ("role", "content", "tool_calls")
         )
         for role in roles.unique().to_pylist():
             if role not in ROLES:

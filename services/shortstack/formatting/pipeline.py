@@ -98,7 +98,7 @@ def _guarded(step: Step, batch: Conversations) -> tuple[Outcome, dict[int, Rejec
         return step(batch), {}
     except ShortstackError:
         raise
-    except Exception:  # whatever a step's library throws at odd text: the record that does it is named below
+    except Exception:  # noqa: BLE001 - whatever a step's library throws at odd text: the record that does it is named below
         return _one_by_one(step, batch)
 
 
@@ -113,11 +113,13 @@ def _one_by_one(step: Step, batch: Conversations) -> tuple[Outcome, dict[int, Re
             outcome = step(batch.record(row))
         except ShortstackError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the record fails with the error's name
             failures[row] = Rejection(type(error).__name__, excerpt(str(error)))
             continue
-        rejected.update({row: why for why in outcome.rejected.values()})
-        languages.update({row: code for code in outcome.languages.values()})
+        if 0 in outcome.rejected:
+            rejected[row] = outcome.rejected[0]
+        if 0 in outcome.languages:
+            languages[row] = outcome.languages[0]
         if outcome.contents is not None:
             contents[batch.offsets[row] : batch.offsets[row + 1]] = outcome.contents
             edited = True
@@ -128,9 +130,7 @@ def _merged(batch: Conversations, contents: Sequence[str], live: Sequence[bool])
     """Edits of records that are still in; the others stay as they were when their verdict fell."""
     if all(live):
         return contents
-    return [
-        new if live[row] else old for row, old, new in zip(batch.rows, batch.contents, contents, strict=True)
-    ]
+    return [new if live[row] else old for row, old, new in zip(batch.rows, batch.contents, contents, strict=True)]
 
 
 def _formatted(table: pa.Table, edited: Conversations | None, fates: _Fates) -> Formatted:

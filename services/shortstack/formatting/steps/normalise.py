@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal, cast
+from typing import Final, Literal
 
 from shortstack.declarations.recipe import NormaliseStep
 from shortstack.formatting.conversations import Conversations
@@ -46,7 +46,7 @@ class Normalise:
 
             edits.append(ftfy.fix_text)
         if settings.unicode != "none":
-            edits.append(partial(_normal_form, cast(Literal["NFC", "NFKC"], settings.unicode)))
+            edits.append(partial(_normal_form, settings.unicode))
         if settings.newlines:
             edits.append(_newlines)
         if settings.control:

@@ -46,7 +46,8 @@ _LEAD: Final = r"^(?:\[[^\]\n]{1,30}\] ?)?(?:\w+: )?(?:no[,.]? |unfortunately[,.
 _SORRY: Final = r"(?:(?:i|we)(?:['’]m| am|['’]re| are)? |my |please )?(?:\w+ ){0,2}(?:sorry|apolog\w+|afraid|regret\w*)"
 _AI: Final = r"as an? (?:ai|artificial intelligence|(?:large )?language model)\b"
 _LACKS: Final = (
-    rf"(?:{_CANNOT}| (?:do not|don['’]t) (?:have|possess|experience|feel)| am not| (?:not able|unable|not capable)| lack)"
+    rf"(?:{_CANNOT}| (?:do not|don['’]t) (?:have|possess|experience|feel)| am not"
+    r"| (?:not able|unable|not capable)| lack)"
 )
 
 _RULES: Final = (
@@ -59,7 +60,8 @@ _RULES: Final = (
     # "As an AI language model, I don't have opinions".
     rf"^[^\n]{{0,60}}{_AI}[^\n]{{0,60}}?{_LACKS}",
     # "This goes against my programming".
-    r"^[^\n]{0,200}\b(?:against|violat\w+) (?:my|our|openai['’]?s?) [^\n]{0,30}?(?:programming|guidelines|polic|principles)",
+    r"^[^\n]{0,200}\b(?:against|violat\w+) (?:my|our|openai['’]?s?) [^\n]{0,30}?"
+    r"(?:programming|guidelines|polic|principles)",
 )
 
 _IDIOMS: Final = re.compile(r" (?:but|wonder|thinking|feeling|falling|myself|ourselves)\b")

@@ -57,8 +57,7 @@ class Length:
         for row, role, content, calls in zip(batch.rows, batch.roles, batch.contents, batch.calls, strict=True):
             length = len(content)
             totals[row] += length
-            if length > longest[row]:
-                longest[row] = length
+            longest[row] = max(longest[row], length)
             if role == "assistant":
                 answers[row] += length
                 if calls:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from shortstack.ingestion.reading.items import Item, Limits, Malformed, Unreadab
 from shortstack.ingestion.reading.readers import detect_file_format, read_items
 from shortstack.records.schema import MAX_RECORD_BYTES, Record, table_of
 
-__all__ = ["BATCH_BYTES", "BATCH_RECORDS", "CompileJob", "Cut", "Done", "Opened", "compile_source", "preview_value"]
+__all__ = ["BATCH_BYTES", "BATCH_RECORDS", "CompileJob", "Cut", "Done", "Opened", "compile_source", "inspect_source"]
 
 BATCH_BYTES: Final = 448 * 1024
 """A batch is closed before it would hold more canonical JSON than this; a longer record is a batch of its own."""
@@ -66,6 +66,10 @@ class CompileJob:
         given = orjson.loads(data)
         return cls(**{**given, "limits": Limits(**given["limits"])})
 
+    def settled(self, opened: Opened) -> CompileJob:
+        """The same job with nothing left to detect."""
+        return replace(self, file_format=opened.file_format, family=opened.family)
+
     @property
     def positional(self) -> bool:
         """Whether the columns of a table are named by their place, so that it has no header."""
@@ -100,6 +104,22 @@ class Done:
     batches: int
 
 
+def inspect_source(path: Path, job: CompileJob) -> Opened:
+    """What a source is: its file format and family, as given or told from its first items.
+
+    Raises:
+        Unreadable: neither its name nor its bytes tell, or its first items look like no family.
+    """
+    file_format = job.file_format or detect_file_format(path, job.name, job.limits)
+    if job.family:
+        return Opened(file_format, job.family)
+    head = itertools.islice(read_items(path, file_format, job.limits, positional=job.positional), _SAMPLE)
+    sample = [
+        rename(item.value, job.columns) for item in head if isinstance(item, Item) and isinstance(item.value, dict)
+    ]
+    return Opened(file_format, detect_family(sample))
+
+
 def compile_source(path: Path, job: CompileJob) -> Iterator[Opened | Cut | Malformed | Done]:
     """Compiles ``path``: `Opened`, then batches and malformed items as they come, then `Done`.
 
@@ -107,17 +127,14 @@ def compile_source(path: Path, job: CompileJob) -> Iterator[Opened | Cut | Malfo
         Unreadable: the file cannot be read to its end, its family cannot be told, or, where the job says so, an item
             is malformed.
     """
-    file_format = job.file_format or detect_file_format(path, job.name, job.limits)
-    items = read_items(path, file_format, job.limits, positional=job.positional)
-    head = list(itertools.islice(items, _SAMPLE))
-    sample = [rename(item.value, job.columns) for item in head if isinstance(item, Item) and isinstance(item.value, dict)]
-    family = job.family or detect_family(sample)
-    yield Opened(file_format, family)
+    opened = inspect_source(path, job)
+    yield opened
+    family = FAMILIES.get(opened.family)
     cutter = _Cutter()
     counts = {"items": 0, "rejected": 0}
-    for item in itertools.chain(head, items):
+    for item in read_items(path, opened.file_format, job.limits, positional=job.positional):
         counts["items"] += 1
-        compiled = _compile(item, FAMILIES.get(family), job, cutter.records)
+        compiled = _compile(item, family, job, cutter.records)
         if isinstance(compiled, Malformed):
             if job.fail_on_malformed:
                 raise _strict(compiled, job)
@@ -138,41 +155,47 @@ def _strict(malformed: Malformed, job: CompileJob) -> Unreadable:
     )
 
 
-def _compile(item: Item | Malformed, family: Family | None, job: CompileJob, seq: int) -> tuple[Record, int] | Malformed:
+def _compile(
+    item: Item | Malformed, family: Family | None, job: CompileJob, seq: int
+) -> tuple[Record, int] | Malformed:
     """One record and its size in bytes, or why there is none."""
     if isinstance(item, Malformed):
         return item
-    if not isinstance(item.value, dict):
-        return Malformed(item.place, f"is {type(item.value).__name__}, not an object", _raw(item.value))
-    if family is None:
-        return Malformed(item.place, f"belongs to no family ({UNKNOWN_FAMILY})", _raw(item.value))
     try:
-        draft = family.compile(rename(item.value, job.columns))
-        record = Record(
-            seq=seq,
-            messages=draft.messages,
-            tools=draft.tools,
-            prompt_format=draft.prompt_format or job.prompt_format or None,
-            category=draft.category,
-            tags=draft.tags,
-            source=draft.source or job.name,
-            license=draft.license or job.license or None,
-            metadata=draft.metadata,
-        )
+        record = _record(item.value, family, job, seq)
         size = len(orjson.dumps(record.row()))
+        if size > MAX_RECORD_BYTES:
+            raise Invalid(f"is {size} bytes as a record; at most {MAX_RECORD_BYTES}")
     except Invalid as error:
         return Malformed(item.place, str(error), _raw(item.value))
     except TypeError as error:  # orjson: lone surrogates, which stand for bytes that are no UTF-8
         return Malformed(item.place, f"is not valid Unicode: {error}", _raw(item.value))
-    if size > MAX_RECORD_BYTES:
-        return Malformed(item.place, f"is {size} bytes as a record; at most {MAX_RECORD_BYTES}", _raw(item.value))
     return record, size
+
+
+def _record(value: Any, family: Family | None, job: CompileJob, seq: int) -> Record:
+    if not isinstance(value, dict):
+        raise Invalid(f"is {type(value).__name__}, not an object")
+    if family is None:
+        raise Invalid(f"belongs to no family ({UNKNOWN_FAMILY})")
+    draft = family.compile(rename(value, job.columns))
+    return Record(
+        seq=seq,
+        messages=draft.messages,
+        tools=draft.tools,
+        prompt_format=draft.prompt_format or job.prompt_format or None,
+        category=draft.category,
+        tags=draft.tags,
+        source=draft.source or job.name,
+        license=draft.license or job.license or None,
+        metadata=draft.metadata,
+    )
 
 
 _RAW: Final = 2000
 
 
-def preview_value(value: Any) -> str:
+def _as_json(value: Any) -> str:
     """``value`` as JSON, as far as it can be written."""
     try:
         return orjson.dumps(value, default=repr).decode()
@@ -181,7 +204,7 @@ def preview_value(value: Any) -> str:
 
 
 def _raw(value: Any) -> str:
-    return preview_value(value)[:_RAW].encode("utf-8", "replace").decode()
+    return _as_json(value)[:_RAW].encode("utf-8", "replace").decode()
 
 
 class _Cutter:

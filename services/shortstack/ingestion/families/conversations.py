@@ -51,7 +51,7 @@ def _role(given: Any, roles: Mapping[str, str], param: str) -> str:
 
 def _json_text(value: Any, param: str) -> str | None:
     """Tools and calls in one form, whether given as JSON or as a string that holds JSON."""
-    if value is None or value == "" or value == []:
+    if value is None or value in ("", []):
         return None
     if isinstance(value, str):
         try:
@@ -131,7 +131,9 @@ def _train(message: Mapping[str, Any], role: str, param: str) -> bool:
     if weight not in (0, 1):
         raise Invalid(f'"{param}.weight" is {weight}; it is 0 or 1', param=f"{param}.weight")
     if not weight and role != "assistant":
-        raise Invalid(f'"{param}.weight" stands on a turn of {role}; only answers are trained on', param=f"{param}.weight")
+        raise Invalid(
+            f'"{param}.weight" stands on a turn of {role}; only answers are trained on', param=f"{param}.weight"
+        )
     return bool(weight)
 
 

@@ -65,7 +65,7 @@ def text(item: Mapping[str, Any], column: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    return {list: "a list", dict: "an object"}.get(type(value), type(value).__name__)
+    return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else type(value).__name__
 
 
 def carried(item: Mapping[str, Any], used: frozenset[str]) -> dict[str, Any]:

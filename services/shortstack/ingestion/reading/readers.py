@@ -151,12 +151,10 @@ def _bounded_lines(text: io.TextIOWrapper, limits: Limits) -> Iterator[str]:
 def _after_comments(lines: Iterator[str]) -> Iterator[str | int]:
     """First the number of leading comment lines, then all lines after them."""
     skipped = 0
-    first = ""
-    for first in lines:
-        if not first.startswith("#"):
-            break
+    first = next(lines, "")
+    while first.startswith("#"):
         skipped += 1
-        first = ""
+        first = next(lines, "")
     yield skipped
     if first:
         yield first
