@@ -19,6 +19,9 @@ class Partition:
     topic: str
     number: int
 
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.number}]"
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -53,7 +56,7 @@ class Delivery:
     @property
     def place(self) -> str:
         """``topic[partition]@offset``, for logs and errors."""
-        return f"{self.partition.topic}[{self.partition.number}]@{self.offset}"
+        return f"{self.partition}@{self.offset}"
 
 
 class Producer(Protocol):

@@ -112,10 +112,8 @@ MODELS_DEPLOYED: Final = Topic("models.deployed", "model or alias", "ModelRecord
 
 
 def dead_letters(topic: Topic) -> Topic:
-    """Where ``topic``'s poison goes."""
-    return Topic(
-        f"{topic.name}.dlq", topic.key, topic.value, TopicKind.DEAD_LETTERS, 1, 7, max(topic.max_bytes, 2 * _MIB)
-    )
+    """Where ``topic``'s poison goes; it takes the largest message and the headers that say what was wrong."""
+    return Topic(f"{topic.name}.dlq", topic.key, topic.value, TopicKind.DEAD_LETTERS, 1, 7, topic.max_bytes + 64 * 1024)
 
 
 _CONSUMED: Final = (

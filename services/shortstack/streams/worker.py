@@ -1,0 +1,405 @@
+"""Reads topics as a member of a group, hands each message on, and commits in the order that loses nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from shortstack.core.clock import Clock
+from shortstack.core.errors import Fatal, Poison, Transient
+from shortstack.core.failpoints import failpoint
+from shortstack.core.health import Health
+from shortstack.core.telemetry import Telemetry
+from shortstack.core.tracing import TRACEPARENT, span
+from shortstack.streams.attempts import MAX_ATTEMPTS, AttemptMark
+from shortstack.streams.broker import Broker, Consumer, Delivery, Outbound, Partition, Position, Producer
+from shortstack.streams.dead_letters import dead_letter
+from shortstack.streams.envelope import header
+from shortstack.streams.handler import Handler, WorkerLimits
+
+__all__ = ["BatchWorker", "Handler", "WorkerLimits"]
+
+
+_CONNECT_TIMEOUT_S: Final = 5.0
+_CONNECT_RETRY_S: Final = 1.0
+_CLOSE_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class _Held:
+    """A partition this member holds.
+
+    Attributes:
+        mark: attempts at the message it stands at; None once a commit has passed that.
+        careful: deliveries still to be taken one at a time, each counted before it begins.
+        failures: transient errors in a row.
+        resume_at: on the clock; None while it is not paused for them.
+    """
+
+    mark: AttemptMark | None
+    careful: int = 0
+    failures: int = 0
+    resume_at: float | None = None
+
+
+@dataclass(slots=True)
+class _Round:
+    """What was handled since the last commit."""
+
+    first: dict[Partition, int] = field(default_factory=dict)
+    next: dict[Partition, int] = field(default_factory=dict)
+    sent: list[tuple[Delivery, Future[Position]]] = field(default_factory=list)
+
+    def add(self, delivery: Delivery) -> None:
+        self.first.setdefault(delivery.partition, delivery.offset)
+        self.next[delivery.partition] = delivery.offset + 1
+
+
+class BatchWorker:
+    """A member of ``group`` that reads ``topics``. A component with one thread, which alone uses the consumer.
+
+    One round is: read up to ``limits.messages``, handle each in order, flush their outputs, commit. Nothing is
+    pending while it polls, so a rebalance takes nothing half-done away.
+
+    Args:
+        broker: where the topics are.
+        group: consumer group.
+        topics: names.
+        handler: the work.
+        health: told of progress, and of readiness under the group's name.
+        telemetry: logs and metrics.
+        clock: for back-off; polls wait in real time.
+        limits: see `WorkerLimits`.
+        close_gate: while it says True nothing is read (back-pressure); membership goes on.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        group: str,
+        topics: Sequence[str],
+        handler: Handler,
+        health: Health,
+        telemetry: Telemetry,
+        clock: Clock,
+        *,
+        limits: WorkerLimits | None = None,
+        close_gate: Callable[[], bool] | None = None,
+    ) -> None:
+        self._broker = broker
+        self._group = group
+        self._topics = tuple(topics)
+        self._handler = handler
+        self._health = health
+        self._log = telemetry.log.bind(group=group)
+        self._metrics = telemetry.metrics
+        self._clock = clock
+        self._limits = limits = limits or WorkerLimits()
+        self._close_gate = close_gate or (lambda: False)
+        self._gate_closed = False
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._held: dict[Partition, _Held] = {}
+        self._fates: deque[bool] = deque(maxlen=limits.dead_letters.window if limits.dead_letters else 1)
+        self._own: dict[Partition, AttemptMark] = {}  # counted by this process, which did not die of it
+        self._stalls = 0
+        self.failed: Exception | None = None
+
+    def start(self) -> None:
+        """Begins to read as soon as the broker answers."""
+        self._health.ready(self._group, False, "waiting for Kafka")
+        self._thread = threading.Thread(target=self._run, name=self._group, daemon=True)
+        self._thread.start()
+
+    def stop(self, deadline_s: float) -> None:
+        """Finishes the message at hand, commits, leaves the group.
+
+        Raises:
+            Transient: that takes longer than ``deadline_s``; the messages come again.
+        """
+        self._stopping.set()
+        if not self.join(deadline_s):
+            raise Transient(f"{self._group} did not finish within {deadline_s:.0f} s")
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits for its thread to end by itself; whether it did."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._work()
+                except Transient as error:
+                    self._health.ready(self._group, False, str(error))
+                    self._health.progress()  # waiting for Kafka is alive
+                    self._log.warning("waiting for Kafka", error=str(error))
+                    self._clock.wait(self._stopping, _CONNECT_RETRY_S)
+        except Exception as error:  # noqa: BLE001 - `run_until_signal` ends the process with it
+            self.failed = error
+            self._health.ready(self._group, False, str(error))
+
+    def _work(self) -> None:
+        """One membership, from joining to leaving."""
+        self._broker.ready(_CONNECT_TIMEOUT_S)
+        self._held, self._gate_closed = {}, False
+        self._producer: Producer = self._broker.producer()
+        self._consumer: Consumer = self._broker.consumer(
+            self._group, self._topics, on_assigned=self._assigned, on_revoked=self._give_up
+        )
+        self._health.ready(self._group, True)
+        try:
+            while not self._stopping.is_set():
+                self._turn()
+            self._give_up(frozenset(self._held))
+        except Transient:
+            raise
+        except Exception:
+            self._give_up(frozenset(self._held))  # whatever it was, these messages had no part in it
+            raise
+        finally:
+            self._consumer.close()
+            with suppress(Transient):  # everything that counts was flushed before its offset was committed
+                self._producer.close(_CLOSE_S)
+
+    def _turn(self) -> None:
+        self._open_and_close()
+        deliveries = self._consumer.poll(self._limits.poll_s, self._limits.messages)
+        if deliveries:
+            self._handle_all(deliveries)
+        else:
+            self._health.progress()
+        self._metrics.consumer_lag.set(self._consumer.lag())
+
+    def _open_and_close(self) -> None:
+        """Pauses everything while the gate is closed; resumes what has waited long enough."""
+        now = self._clock.monotonic()
+        closed = self._close_gate()
+        due = [p for p, held in self._held.items() if held.resume_at is not None and held.resume_at <= now]
+        for partition in due:
+            self._held[partition].resume_at = None
+        if closed:
+            self._consumer.pause(self._consumer.assignment())
+        elif self._gate_closed:
+            backing_off = {p for p, held in self._held.items() if held.resume_at is not None}
+            self._consumer.resume(self._consumer.assignment() - backing_off)
+        else:
+            self._consumer.resume(due)
+        self._gate_closed = closed
+
+    def _handle_all(self, deliveries: Sequence[Delivery]) -> None:
+        """Handles in order and commits; a partition that must wait is left out from there on."""
+        waiting: set[Partition] = set()
+        turn, began = _Round(), self._clock.monotonic()
+        for delivery in deliveries:
+            if self._stopping.is_set():
+                break
+            if delivery.partition in waiting:
+                continue
+            held = self._held.get(delivery.partition)
+            if held is None or held.careful:
+                waiting |= self._commit(turn)
+                turn, began = _Round(), self._clock.monotonic()
+                if delivery.partition in waiting or not self._begin(delivery):
+                    waiting.add(delivery.partition)
+                    continue
+            if not self._handle(delivery, turn):
+                waiting.add(delivery.partition)
+            elif self._clock.monotonic() - began >= self._limits.seconds:
+                waiting |= self._commit(turn)
+                turn, began = _Round(), self._clock.monotonic()
+        self._commit(turn)
+
+    def _begin(self, delivery: Delivery) -> bool:
+        """Counts the attempt at the first message after taking a partition over, and at each while careful.
+
+        False if the partition is no longer ours.
+        """
+        partition, offset = delivery.partition, delivery.offset
+        held = self._held.get(partition)
+        if held is None:
+            held = self._held[partition] = self._take_over(partition)
+        mark = AttemptMark(offset, held.mark.attempts if held.mark else 0)
+        if self._own.get(partition) == mark:
+            held.mark = mark
+            return True  # this process began it before, and lives
+        held.careful = max(0, held.careful - 1)
+        held.mark = self._own[partition] = mark.begun()
+        if self._consumer.commit({partition: (offset, held.mark.metadata)}):
+            return True
+        del self._held[partition], self._own[partition]
+        self._consumer.seek(partition, offset)
+        return False
+
+    def _take_over(self, partition: Partition) -> _Held:
+        found = AttemptMark.read(self._consumer.committed(partition))
+        ours = found is not None and found == self._own.get(partition)
+        careful = 0 if found is None or ours or not found.attempts else self._limits.messages
+        return _Held(found, careful=careful)
+
+    def _handle(self, delivery: Delivery, turn: _Round) -> bool:
+        """Handles one message; False if its partition has to wait."""
+        topic = delivery.partition.topic
+        held = self._held[delivery.partition]
+        attempts = held.mark.attempts if held.mark and held.mark.offset == delivery.offset else 1
+        try:
+            with span(header(delivery, TRACEPARENT)), self._metrics.handle_seconds.labels(topic).time():
+                if attempts > MAX_ATTEMPTS:
+                    raise _deadly(delivery, attempts - 1)
+                outputs = self._handler.handle(delivery)
+            failpoint("worker.handled")
+            self._send(delivery, outputs, turn)
+        except Transient as error:
+            self._wait(delivery.partition, delivery.offset, error)
+            return False
+        except Poison as error:
+            return self._set_aside(delivery, error, attempts, turn)
+        except Fatal:
+            raise
+        except Exception:
+            self._commit(turn)
+            self._count_death(delivery)
+            raise
+        self._done(delivery, turn, "handled")
+        return True
+
+    def _send(self, delivery: Delivery, outputs: Sequence[Outbound], turn: _Round) -> None:
+        for output in outputs:
+            future = self._producer.send(output)
+            if future.done() and (error := future.exception()) is not None:
+                raise error
+            turn.sent.append((delivery, future))
+
+    def _done(self, delivery: Delivery, turn: _Round, outcome: str) -> None:
+        turn.add(delivery)
+        self._held[delivery.partition].failures = 0
+        self._fates.append(outcome == "poison")
+        self._metrics.deliveries.labels(delivery.partition.topic, outcome).inc()
+        self._metrics.delivery_bytes.labels(delivery.partition.topic).inc(len(delivery.value or b""))
+
+    def _set_aside(self, delivery: Delivery, error: Poison, attempts: int, turn: _Round) -> bool:
+        """Dead letter first, and confirmed; then what the handler adds; the commit comes with the round."""
+        limit = self._limits.dead_letters
+        excess = limit.exceeded(deque([*self._fates, True], self._fates.maxlen)) if limit else None
+        if excess:
+            raise Fatal(excess, where=delivery.place, remedy=f"Look at the newest: {error}") from error
+        letter = dead_letter(delivery, error, attempts, group=self._group, clock=self._clock)
+        self._send(delivery, [letter], turn)
+        self._flush()
+        try:
+            if attempts <= 2 * MAX_ATTEMPTS:  # beyond that, the handler's answer to poison is what kills
+                self._send(delivery, self._handler.poison(delivery, error, attempts), turn)
+        except Transient as away:
+            self._wait(delivery.partition, delivery.offset, away)
+            return False
+        self._log.warning("set aside", place=delivery.place, error=str(error), kind=type(error).__name__)
+        self._metrics.dead_letters.labels(letter.topic).inc()
+        self._done(delivery, turn, "poison")
+        return True
+
+    def _commit(self, turn: _Round) -> set[Partition]:
+        """Makes the round durable, in this order; the partitions to leave alone until they are polled again.
+
+        1. outputs   flushed and confirmed by the broker
+        2. offsets   last: until here a crash only repeats the round, and what repeats it changes nothing
+        """
+        if not turn.next:
+            return set()
+        with self._metrics.commit_seconds.time():
+            self._flush()
+            for delivery, future in turn.sent:
+                self._metrics.produced.labels(_accepted(delivery, future)).inc()
+            failpoint("worker.flushed")
+            kept = self._consumer.commit({p: (offset, "") for p, offset in turn.next.items()})
+            failpoint("worker.committed")
+        self._health.progress()
+        if not kept:  # a rebalance is under way; what we keep of it is read again
+            for partition, offset in turn.first.items():
+                self._consumer.seek(partition, offset)
+            return set(turn.first)
+        for partition in turn.next:
+            self._held[partition].mark = None
+            self._own.pop(partition, None)
+        return set()
+
+    def _flush(self) -> None:
+        try:
+            self._producer.flush(self._limits.flush_s)
+        except Transient as error:
+            self._stalls += 1
+            if self._stalls >= self._limits.stalls:
+                raise Fatal(
+                    f"{self._stalls} times in a row nothing was acknowledged within {self._limits.flush_s} s",
+                    where=self._group,
+                    remedy="The broker answers but does not take messages; see its log. This process ends.",
+                ) from error
+            raise
+        self._stalls = 0
+
+    def _wait(self, partition: Partition, offset: int, error: Transient) -> None:
+        """Puts a message back and its partition to sleep; the others go on."""
+        held = self._held[partition]
+        held.failures += 1
+        delay = min(self._limits.backoff_s * 2 ** (held.failures - 1), self._limits.backoff_max_s)
+        held.resume_at = self._clock.monotonic() + delay
+        self._consumer.pause([partition])
+        self._consumer.seek(partition, offset)
+        self._metrics.retries.labels(partition.topic).inc()
+        self._log.warning("trying again", partition=str(partition), offset=offset, wait_s=delay, error=str(error))
+
+    def _count_death(self, delivery: Delivery) -> None:
+        """Marks a message that an unexpected error came from, as its killing the process would."""
+        held = self._held[delivery.partition]
+        if held.mark is None or held.mark.offset != delivery.offset:
+            mark = AttemptMark(delivery.offset).begun()
+            with suppress(Transient):  # the error itself must not be lost
+                self._consumer.commit({delivery.partition: (mark.offset, mark.metadata)})
+        self._log.error("died on a message", place=delivery.place, exc_info=True)
+        self._held.pop(delivery.partition)
+
+    def _assigned(self, partitions: frozenset[Partition]) -> None:
+        self._metrics.rebalances.inc()
+        self._log.info("holds", partitions=sorted(map(str, partitions)))
+
+    def _give_up(self, partitions: frozenset[Partition]) -> None:
+        """Takes back the counts of attempts that did not end in death; called within `poll`, and at the end."""
+        back: dict[Partition, tuple[int, str]] = {}
+        for partition in partitions:
+            held = self._held.pop(partition, None)
+            own = self._own.pop(partition, None)
+            if held is not None and own is not None and held.mark == own:
+                back[partition] = (own.offset, AttemptMark(own.offset, own.attempts - 1).metadata)
+        if back:
+            with suppress(Transient):  # then the next to hold it is careful for a while
+                self._consumer.commit(back)
+
+
+def _deadly(delivery: Delivery, attempts: int) -> Poison:
+    return Poison(
+        f"{attempts} processes died on this message",
+        where=delivery.place,
+        remedy="It was set aside unread. Look at its size and content, and at the memory limit of the service.",
+    )
+
+
+def _accepted(delivery: Delivery, future: Future[Position]) -> str:
+    """Topic of an acknowledged output; the declared size was checked before, so a refusal is no poison.
+
+    Raises:
+        Fatal: the broker refused it all the same.
+    """
+    error = future.exception()
+    if error is None:
+        return future.result().partition.topic
+    raise Fatal(
+        f"the broker refused a message: {error}",
+        where=delivery.place,
+        remedy="Its topic differs from the declared one; run `shortstack topics apply`.",
+    ) from error
