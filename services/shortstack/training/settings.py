@@ -30,7 +30,7 @@ NOT_OFFERED: Final[Mapping[str, str]] = {
 """Keys of axolotl that this trainer knows and does not act on, with what to do instead. They are accepted
 only switched off: a key that is silently ignored would be worse than one that is refused."""
 
-_OFF: Final = (None, False, [], {})
+_OFF: Final[tuple[object, ...]] = (None, False, [], {})
 
 
 class DatasetEntry(BaseModel):

@@ -61,7 +61,7 @@ def process_group(ranks: Ranks) -> Iterator[None]:
     from accelerate import PartialState
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
     # DeepSpeed would compile its shared-memory kernels at start (g++, ninja, half a minute). With nothing
     # listed as compatible it takes gloo's collectives; reading the attribute instead would run the probes.

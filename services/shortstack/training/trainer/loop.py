@@ -74,7 +74,7 @@ class SealingTrainer(Trainer):
         if not self._ranks.first:
             return
         step = self.state.global_step
-        run_dir = Path(self.args.output_dir)
+        run_dir = Path(str(self.args.output_dir))
         failpoint(f"before_seal_{step}")
         seal(run_dir / f"checkpoint-{step}", step=step, ranks=self._ranks.world, attempt=self._attempt)
         rotate(run_dir, self._keep)

@@ -22,7 +22,7 @@ from shortstack.training.trainer.formats import ServedFormat
 @dataclass(frozen=True)
 class Format:
     chat_template: str = "{{ messages }}"
-    eos_token: str | None = "<|im_end|>"  # noqa: S105 a token of the vocabulary, no secret
+    eos_token: str | None = "<|im_end|>"
 
 
 SERVED = cast(ServedFormat, Format())
@@ -64,9 +64,9 @@ def test_rope_scaling_stands_at_the_top_and_linear_reads_as_llama3() -> None:
 @pytest.mark.parametrize("factor", [2.0, 4.0])
 def test_linear_written_as_llama3_turns_every_frequency_alike(factor: float) -> None:
     """The rule of Llama 3's rotary scaling, after transformers' ``_compute_llama3_parameters``."""
-    scaling = legacy_config({"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": factor}}, eos_ids=[0])[
-        "rope_scaling"
-    ]
+    scaling = legacy_config(
+        {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": factor}}, eos_ids=[0]
+    )["rope_scaling"]
     frequencies = [1e4 ** -(i / 64) for i in range(0, 64, 2)]
     longest = scaling["original_max_position_embeddings"] / scaling["low_freq_factor"]
     scaled = [f / scaling["factor"] if 2 * 3.141592653589793 / f > longest else f for f in frequencies]

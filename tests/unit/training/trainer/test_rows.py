@@ -45,7 +45,9 @@ def conversation(user: str, answer: str | None, *, train: bool = True) -> Conver
     return Conversation(f"row of {user}", tuple(turns))
 
 
-def build(*records: Conversation, sequence_len: int = 100, drop_long: bool = False, inputs: bool = False) -> TrainingRows:
+def build(
+    *records: Conversation, sequence_len: int = 100, drop_long: bool = False, inputs: bool = False
+) -> TrainingRows:
     encoders = {None: LetterEncoder()}
     return TrainingRows.build(
         iter(records), encoders, sequence_len=sequence_len, drop_long=drop_long, train_on_inputs=inputs
@@ -59,7 +61,9 @@ def test_only_answers_carry_loss() -> None:
 
 
 def test_rows_without_a_trained_token_are_rejected_with_a_reason() -> None:
-    built = build(conversation("ab", None), conversation("ab", "cd", train=False), conversation("HE", "y"), conversation("a", "b"))
+    built = build(
+        conversation("ab", None), conversation("ab", "cd", train=False), conversation("HE", "y"), conversation("a", "b")
+    )
     assert built.report.rejected == {"no_trained_token": 2, "not_renderable": 1}
     assert len(built.rows) == 1
     assert built.report.examples[2].detail == "messages[0]: no shouting"

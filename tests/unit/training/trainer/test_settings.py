@@ -16,7 +16,7 @@ def resolve(**values: object) -> TrainConfig:
 
 
 def test_an_unknown_key_names_the_nearest_one() -> None:
-    with pytest.raises(Invalid, match='unknown key "learning_rat".*Did you mean "learning_rate"') as caught:
+    with pytest.raises(Invalid, match=r'unknown key "learning_rat".*Did you mean "learning_rate"') as caught:
         TrainConfig.parse({"learning_rat": 1e-4})
     assert caught.value.param == "learning_rat"
 
