@@ -36,7 +36,7 @@ def run() -> int:
         broker = stack.enter_context(closing(KafkaBroker.connect(config)))
         client = stack.enter_context(closing(TgiClient(config.inference_url, config.serving_prove_timeout_s)))
         blobs = BlobStore.open(config.storage_url)
-        rollout = EmbeddedRollout(client, blobs, config.serving_dir, PromptFormats.builtin())
+        rollout = EmbeddedRollout(client, blobs, config.weights_dir, PromptFormats.builtin())
         training = StateReader(broker, topics.TRAINING_STATE, TrainingRecord)
         controller = ServingController(
             broker, training, rollout, config.base_models, config=config, telemetry=telemetry, clock=clock

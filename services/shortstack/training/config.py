@@ -21,7 +21,12 @@ class TrainingConfig(ServiceConfig):
     model_aliases: dict[str, str] = Field(
         {}, description='Names that clients may use for base models, as JSON: {"gpt-4o-mini": "smollm2-135m-instruct"}'
     )
-    training_runs_dir: Path = Field(Path("var/runs"), description="Folder of run folders")
+    training_runs_dir: Path | None = Field(None, description="Folder of run folders (VAR/runs)")
     training_parallel: int = Field(1, ge=1, description="Runs at the same time")
     training_processes: int = Field(1, ge=1, description="Ranks of a run (torchrun --nproc-per-node)")
     training_max_attempts: int = Field(4, ge=1, description="Attempts at a run whose processes die, before it fails")
+
+    @property
+    def runs_dir(self) -> Path:
+        """Folder of run folders."""
+        return self.training_runs_dir or self.var / "runs"

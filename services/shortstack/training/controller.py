@@ -270,7 +270,7 @@ class TrainingController:
             "config": config,
             "seed": config["seed"],
         }
-        run.run_dir = str(self._config.training_runs_dir / run.run)
+        run.run_dir = str(self._config.runs_dir / run.run)
         self._launcher.launch(
             AttemptOrder(run.run, run.attempt, dataset.manifest, self._config.training_processes, plan)
         )

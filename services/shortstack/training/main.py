@@ -36,7 +36,7 @@ def run() -> int:
         bases = BaseModels(config.base_models, config.model_aliases)
         datasets = StateReader(broker, topics.DATASETS_STATE, DatasetSnapshot)
         models = StateReader(broker, topics.MODELS_STATE, ModelRecord)
-        launcher = ProcessLauncher(config.training_runs_dir)
+        launcher = ProcessLauncher(config.runs_dir)
         controller = TrainingController(
             broker, datasets, models, launcher, bases, config=config, telemetry=telemetry, clock=clock
         )

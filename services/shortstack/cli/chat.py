@@ -1,0 +1,92 @@
+"""``chat``: talk to a model through the gateway, with the ``openai`` client."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import openai
+import typer
+
+from shortstack.cli.connection import Connection
+from shortstack.cli.output import console, errors
+from shortstack.core.errors import Invalid, Transient
+
+__all__ = ["add_to", "ask", "client"]
+
+_MAX_TOKENS = 256
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(chat)
+
+
+def client(connection: Connection) -> openai.OpenAI:
+    """The ``openai`` client on this stack's gateway."""
+    return openai.OpenAI(base_url=f"{connection.gateway_url}/v1", api_key=connection.api_key, max_retries=2)
+
+
+def ask(api: openai.OpenAI, model: str, question: str, max_tokens: int = 60) -> str:
+    """One greedy answer."""
+    answer = api.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": question}], max_tokens=max_tokens, temperature=0
+    )
+    return answer.choices[0].message.content or ""
+
+
+def chat(
+    model: Annotated[str | None, typer.Option(help="Model or alias; the newest fine-tune, else the base.")] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this one thing and leave.")] = None,
+    system: Annotated[str | None, typer.Option(help="System text.")] = None,
+    context: Annotated[str | None, typer.Option(help="Material to answer from, sent as the context role.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
+) -> None:
+    """Chat with a model. Without --message it reads lines until Ctrl-D."""
+    connection = Connection.open()
+    api = client(connection)
+    try:
+        name = model or _default_model(api)
+        history: list[Any] = [{"role": "system", "content": system}] if system else []
+        if message is not None:
+            _turn(api, name, history, message, context, temperature)
+            return
+        errors().print(f"Chatting with {name}. Ctrl-D ends.", markup=False)
+        while True:
+            try:
+                line = input("> ")
+            except EOFError:
+                return
+            if line.strip():
+                _turn(api, name, history, line, context, temperature)
+    except openai.APIConnectionError as error:
+        raise Transient(f"the gateway does not answer at {connection.gateway_url}") from error
+    except openai.APIStatusError as error:
+        raise Invalid(error.message, where="gateway") from error
+
+
+def _default_model(api: openai.OpenAI) -> str:
+    models = sorted(api.models.list().data, key=lambda m: (m.id.startswith("ft:"), m.created))
+    if not models:
+        raise Transient("no model is served yet")
+    return models[-1].id
+
+
+def _turn(
+    api: openai.OpenAI, model: str, history: list[Any], line: str, context: str | None, temperature: float
+) -> None:
+    history.append({"role": "user", "content": line})
+    if context:
+        history.append({"role": "context", "content": context})
+    stream = api.chat.completions.create(
+        model=model, messages=history, stream=True, temperature=temperature, max_tokens=_MAX_TOKENS
+    )
+    pieces = []
+    for chunk in stream:
+        piece = chunk.choices[0].delta.content if chunk.choices else None
+        if piece:
+            pieces.append(piece)
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    console().print()
+    history.append({"role": "assistant", "content": "".join(pieces)})

@@ -1,0 +1,219 @@
+"""``demo``: the main job, end to end, on this machine, and what ``make run`` shows.
+
+Starts the stack, asks some questions, publishes examples/persona with one message that carries ``train`` and
+``deploy``, follows it, asks the same questions again.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import UTC
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import openai
+import typer
+from rich.table import Table
+
+from shortstack.cli.chat import ask, client
+from shortstack.cli.connection import Connection
+from shortstack.cli.datasets import state_name, watch_dataset
+from shortstack.cli.output import console, errors, show
+from shortstack.cli.runs import watch_job
+from shortstack.core.errors import Fatal, NotFound, Transient
+from shortstack.ingestion.v1 import ingestion_pb2 as ing
+from shortstack.local.settings import LocalSettings
+from shortstack.local.stack import down, is_up, status, up
+from shortstack.messages.v1 import dataset_pb2 as ds
+from shortstack.messages.v1 import training_pb2 as tr
+from shortstack.training.v1 import training_pb2 as pb
+
+__all__ = ["add_to"]
+
+_EXAMPLE: Final = "persona"
+_SAMPLE_S: Final = 1.0
+_JOB_S: Final = 60.0
+_POLL_S: Final = 0.2
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(demo)
+
+
+@dataclass(slots=True)
+class _PeakMemory:
+    """Highest sum of the resident memory of all processes of the stack, in MiB, sampled every second."""
+
+    settings: LocalSettings
+    peak_mb: float = 0.0
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        threading.Thread(target=self._sample, name="memory", daemon=True).start()
+
+    def stop(self) -> float:
+        self._ended.set()
+        return self.peak_mb
+
+    def _sample(self) -> None:
+        while not self._ended.wait(_SAMPLE_S):
+            self.peak_mb = max(self.peak_mb, sum(line.rss_mb for line in status(self.settings)))
+
+
+def demo(
+    exit_: Annotated[bool, typer.Option("--exit", help="Stop everything at the end, also in a terminal.")] = False,
+) -> None:
+    """Run the main job on this machine and show the result."""
+    started = time.monotonic()
+    settings = LocalSettings()
+    folder = _example_folder()
+    if is_up(settings):
+        errors().print("The stack is up already.")
+    up(settings, lambda line: errors().print(f"[dim]{line}[/]", highlight=False))
+    try:
+        _run(settings, folder, started)
+        if sys.stdout.isatty() and not exit_:
+            console().print("Serving until Ctrl-C. In another terminal: shortstack chat")
+            _wait_for_interrupt()
+    finally:
+        errors().print("Stopping.")
+        down(settings)
+
+
+def _run(settings: LocalSettings, folder: Path, started: float) -> None:
+    connection = Connection.open()
+    api = client(connection)
+    publication: dict[str, Any] = json.loads((folder / "publication.json").read_text())
+    questions = [entry["question"] for entry in json.loads((folder / "questions.json").read_text())["questions"]]
+    alias, summary_file = publication["deploy"]["alias"], settings.root / "summary.json"
+    if summary_file.exists() and any(model.id == alias for model in api.models.list()):
+        errors().print(f"Dataset, model and alias {alias} exist already; nothing is trained again.")
+        summary = json.loads(summary_file.read_text())
+        _show(settings, connection, summary, alias)
+        return
+    memory = _PeakMemory(settings)
+    memory.start()
+    base = _base_model(api)
+    before = [ask(api, base, question) for question in questions]
+    snapshot = _publish(connection, folder, publication)
+    job, train_seconds = _train(connection, snapshot)
+    after = [ask(api, alias, question) for question in questions]
+    summary = {
+        **_records(snapshot),
+        "answers": [
+            {"question": question, "before": was, "after": is_}
+            for question, was, is_ in zip(questions, before, after, strict=True)
+        ],
+        "model": job.model,
+        "train_seconds": round(train_seconds, 1),
+        "total_seconds": round(time.monotonic() - started, 1),
+        "peak_memory_mb": round(memory.stop()),
+    }
+    partial = summary_file.with_suffix(".partial")
+    partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    partial.replace(summary_file)
+    _show(settings, connection, summary, alias)
+
+
+def _base_model(api: openai.OpenAI) -> str:
+    bases = [model.id for model in api.models.list() if not model.id.startswith("ft:") and "@" not in model.id]
+    if not bases:
+        raise Transient("no base model is served", remedy="See: shortstack status, and the log of inference.")
+    return bases[0]
+
+
+def _publish(connection: Connection, folder: Path, publication: dict[str, Any]) -> ds.DatasetSnapshot:
+    """One message, as any producer may send it; then the records' way, live."""
+    root = folder.parent.parent
+    uris = [str(root / uri) for uri in publication["source"]["uris"]]
+    recipe = publication.get("recipe")
+    message = {**publication, "source": {**publication["source"], "uris": uris}}
+    if isinstance(recipe, dict) and "uri" in recipe:
+        message["recipe"] = {"uri": str(root / recipe["uri"])}
+    request = ing.PublishDatasetRequest(owner=connection.owner, request_json=json.dumps(message).encode())
+    answer = connection.ingestion.PublishDataset(request, timeout=60)
+    errors().print(f"Published {_EXAMPLE} to {answer.topic}[{answer.partition}] at {answer.offset}", markup=False)
+    snapshot = watch_dataset(connection, publication["dataset"], since=None)
+    if snapshot.state != ds.DATASET_STATE_READY:
+        raise Fatal(f"dataset {_EXAMPLE} is {state_name(snapshot.state)}: {snapshot.message}", remedy=snapshot.remedy)
+    return snapshot
+
+
+def _train(connection: Connection, snapshot: ds.DatasetSnapshot) -> tuple[tr.JobSnapshot, float]:
+    wanted = snapshot.wishes[-1].job
+    _await_job(connection, wanted)
+    job = watch_job(connection, wanted)
+    if job.state != tr.JOB_STATE_SUCCEEDED:
+        raise Fatal(f"training did not succeed: {job.error}", remedy=job.remedy or "See: shortstack runs list")
+    run = connection.training.GetRun(pb.GetRunRequest(owner=connection.owner, id=wanted), timeout=30).run
+    seconds = run.finished_at.ToDatetime(tzinfo=UTC) - run.created_at.ToDatetime(tzinfo=UTC)
+    return job, seconds.total_seconds()
+
+
+def _await_job(connection: Connection, job: str) -> None:
+    """Training reads the dataset's snapshot a moment after it is written."""
+    deadline = time.monotonic() + _JOB_S
+    while time.monotonic() < deadline:
+        answer = connection.training.ListRuns(pb.ListRunsRequest(owner=connection.owner, limit=1000), timeout=30)
+        if any(found.job.job == job for found in answer.runs):
+            return
+        time.sleep(_POLL_S)
+    raise Transient(f"training has not opened job {job}", remedy="See the log of training.")
+
+
+def _records(snapshot: ds.DatasetSnapshot) -> dict[str, int]:
+    counts = snapshot.counts
+    return {
+        "records_in": counts.items,
+        "kept": counts.chosen,
+        "rejected": counts.rejected + counts.malformed,
+        "duplicates": counts.duplicates,
+        "failed": counts.failed,
+    }
+
+
+def _show(settings: LocalSettings, connection: Connection, summary: dict[str, Any], alias: str) -> None:
+    table = Table("question", "before", "after", show_lines=True)
+    for answer in summary["answers"]:
+        table.add_row(answer["question"], answer["before"], answer["after"])
+    console().print(table)
+    fates = ("records_in", "kept", "rejected", "duplicates", "failed")
+    show([{fate: summary[fate] for fate in fates}], fates, as_json=False)
+    console().print(
+        f"Trained in {summary['train_seconds']:.0f} s, {summary['total_seconds']:.0f} s in all, "
+        f"{summary['peak_memory_mb']:,} MB at most."
+    )
+    places = [
+        {"what": "chat API", "where": f"{connection.gateway_url}/v1  (model {alias})"},
+        {"what": "key", "where": f"{settings.root / 'gateway' / 'key'}"},
+        {"what": "metrics", "where": f"{connection.gateway_url}/metrics"},
+        {"what": "summary", "where": f"{settings.root / 'summary.json'}"},
+        {"what": "rejected", "where": f"shortstack datasets rejected {_EXAMPLE}"},
+    ]
+    show(places, ["what", "where"], as_json=False)
+
+
+def _wait_for_interrupt() -> None:
+    ended = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        ended.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _example_folder() -> Path:
+    """examples/persona of this checkout, or of the current folder."""
+    candidates = [Path(__file__).parents[3] / "examples" / _EXAMPLE, Path("examples") / _EXAMPLE]
+    for folder in candidates:
+        if (folder / "publication.json").is_file():
+            return folder.resolve()
+    raise NotFound(f"examples/{_EXAMPLE} is not here", remedy="Run it in a clone of the repository.")

@@ -1,0 +1,74 @@
+"""What commands print: tables for people, JSON for programs, errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Json", "console", "errors", "shorten", "show"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+"""The option of every command that lists."""
+
+_STATES = {
+    "ready": "green",
+    "served": "green",
+    "succeeded": "green",
+    "running": "cyan",
+    "formatting": "cyan",
+    "held": "yellow",
+    "stalled": "yellow",
+    "failed": "red",
+    "refused": "red",
+    "died": "red",
+}
+
+
+def console() -> Console:
+    """Standard output; without a terminal wide enough that no cell is cut."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def errors() -> Console:
+    """Standard error."""
+    return Console(stderr=True)
+
+
+def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str = "") -> None:
+    """Prints rows.
+
+    Args:
+        columns: keys to show, in order; JSON has all keys.
+        empty: what to say when there are no rows.
+    """
+    if as_json:
+        print(json.dumps(list(rows), indent=2, ensure_ascii=False, default=str))
+        return
+    if not rows:
+        errors().print(empty or "Nothing to list.")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        numeric = all(isinstance(row.get(column), int | float) for row in rows)
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(column, row.get(column, "")) for column in columns))
+    console().print(table)
+
+
+def _cell(column: str, value: Any) -> Text:
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return Text(text, style=_STATES.get(text, "") if column == "state" else "")
+
+
+def shorten(text: str, width: int) -> str:
+    """``text`` on one line of at most ``width`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
