@@ -186,6 +186,8 @@ def _parquet(path: Path, limits: Limits, positional: bool) -> Iterator[Item | Ma
             for batch in file.iter_batches(batch_size=64):
                 for value in batch.to_pylist():
                     yield Item(f"row {next(numbers)}", _plain(value))
+    except MemoryError:  # Arrow's is one of its own exceptions too
+        raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Unreadable(
             f"not a whole Parquet file: {error}", code="damaged_source", remedy="Write and publish the file again."

@@ -1,0 +1,238 @@
+"""Ingestion's consumer: several publications at a time, each in a thread, offsets in order.
+
+A worker that handles one message after another would let a dataset of gigabytes hold up all that come behind it. Here
+up to ``workers`` publications are under way, their batches interleaved; a partition's offset is committed up to the
+first message that is not done, so that a crash repeats all that was unfinished, and repeating changes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from shortstack.core.clock import Clock
+from shortstack.core.errors import Poison, Transient
+from shortstack.core.health import Health
+from shortstack.core.identity import check_name
+from shortstack.core.telemetry import Telemetry
+from shortstack.core.tracing import TRACEPARENT, span
+from shortstack.ingestion.publishing.publisher import Abandoned, Publisher
+from shortstack.ingestion.publishing.requests import Requests
+from shortstack.streams.broker import Broker, Consumer, Delivery, Partition, Producer
+from shortstack.streams.dead_letters import dead_letter
+from shortstack.streams.envelope import header
+from shortstack.streams.topics import ingest_owner
+
+__all__ = ["GROUP", "IngestionWorker"]
+
+GROUP: Final = "ingestion"
+_POLL_S: Final = 0.2
+_RECONNECT_S: Final = 1.0
+_BACKOFF_S: Final = 0.5
+_BACKOFF_MAX_S: Final = 30.0
+_FLUSH_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class _Held:
+    """A partition that is held: which of its messages are under way, and which done beyond the first that is not."""
+
+    under_way: set[int] = field(default_factory=set)
+    next: int | None = None
+    committed: int | None = None
+    lost: threading.Event = field(default_factory=threading.Event)
+
+    def begin(self, offset: int) -> None:
+        self.under_way.add(offset)
+        self.next = offset + 1
+
+    def end(self, offset: int) -> None:
+        self.under_way.discard(offset)
+
+    def due(self) -> int | None:
+        """The offset to commit; None if nothing is new."""
+        offset = min(self.under_way) if self.under_way else self.next
+        return offset if offset is not None and offset != self.committed else None
+
+
+class IngestionWorker:
+    """A member of the group ``ingestion``. A component: one thread polls, a pool works.
+
+    Args:
+        topics: ingest topics; the owner of a message is its topic's.
+        requests: what a message means.
+        publisher: carries it out.
+        producer: for dead letters.
+        workers: publications under way at most.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        topics: Sequence[str],
+        requests: Requests,
+        publisher: Publisher,
+        producer: Producer,
+        health: Health,
+        telemetry: Telemetry,
+        clock: Clock,
+        *,
+        workers: int = 8,
+    ) -> None:
+        self._broker, self._topics = broker, tuple(topics)
+        self._requests, self._publisher, self._producer = requests, publisher, producer
+        self._health, self._telemetry, self._clock = health, telemetry, clock
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="publication")
+        self._lock = threading.Lock()
+        self._held: dict[Partition, _Held] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=GROUP, daemon=True)
+        self.failed: Exception | None = None
+        health.ready(GROUP, False, "waiting for Kafka")
+
+    def start(self) -> None:
+        """Begins to read as soon as the broker answers."""
+        self._thread.start()
+
+    def stop(self, deadline_s: float) -> None:
+        """Leaves what is under way to whoever reads it next, commits what is done, leaves the group."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(deadline_s)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._session()
+                except Transient as error:
+                    self._health.ready(GROUP, False, str(error))
+                    self._stopping.wait(_RECONNECT_S)
+                self._health.progress()
+        except Exception as error:  # noqa: BLE001 - `run_until_signal` ends the process with it
+            self._fail(error)
+
+    def _session(self) -> None:
+        """One membership in the group."""
+        self._broker.ready(_FLUSH_S)
+        with self._lock:
+            self._held = {}
+        consumer = self._broker.consumer(GROUP, self._topics, on_revoked=self._revoked)
+        self._health.ready(GROUP, True)
+        paused: frozenset[Partition] = frozenset()
+        try:
+            while not self._stopping.is_set():
+                paused = self._turn(consumer, paused)
+        finally:
+            self._revoked(consumer.assignment())
+            consumer.close()
+
+    def _turn(self, consumer: Consumer, paused: frozenset[Partition]) -> frozenset[Partition]:
+        """Polls, even where nothing can be taken: membership is kept by polling."""
+        free = self._workers - self._busy()
+        if free <= 0:
+            paused = consumer.assignment()
+            consumer.pause(paused)
+        elif paused:
+            consumer.resume(paused & consumer.assignment())
+            paused = frozenset()
+        for delivery in consumer.poll(_POLL_S, max(1, free)):
+            self._begin(delivery)
+        self._commit(consumer)
+        self._telemetry.metrics.consumer_lag.set(consumer.lag())
+        self._health.progress()
+        return paused
+
+    def _busy(self) -> int:
+        with self._lock:
+            return sum(len(held.under_way) for held in self._held.values())
+
+    def _begin(self, delivery: Delivery) -> None:
+        with self._lock:
+            held = self._held.setdefault(delivery.partition, _Held())
+            held.begin(delivery.offset)
+        self._pool.submit(self._work, delivery, held)
+
+    def _commit(self, consumer: Consumer) -> None:
+        with self._lock:
+            due = {p: offset for p, held in self._held.items() if (offset := held.due()) is not None}
+        if due and consumer.commit({partition: (offset, "") for partition, offset in due.items()}):
+            with self._lock:
+                for partition, offset in due.items():
+                    if partition in self._held:
+                        self._held[partition].committed = offset
+
+    def _revoked(self, partitions: frozenset[Partition]) -> None:
+        """Another member has them now; it repeats what is under way here, so that may stop."""
+        with self._lock:
+            for partition in partitions:
+                held = self._held.pop(partition, None)
+                if held is not None:
+                    held.lost.set()
+
+    def _work(self, delivery: Delivery, held: _Held) -> None:
+        try:
+            with span(header(delivery, TRACEPARENT)):
+                self._until_done(delivery, held)
+        except Abandoned:
+            return
+        except Exception as error:  # noqa: BLE001 - the composition root ends the process and says why
+            self._fail(error)
+            return
+        with self._lock:
+            held.end(delivery.offset)
+
+    def _until_done(self, delivery: Delivery, held: _Held) -> None:
+        """Handles a message; what is transient is tried again here, in its own thread."""
+        pause = _BACKOFF_S
+        while True:
+            try:
+                self._handle(delivery, held)
+                return
+            except Abandoned:
+                raise
+            except Transient as error:
+                self._telemetry.log.warning("trying again", place=delivery.place, error=str(error))
+                self._telemetry.metrics.retries.labels(delivery.partition.topic).inc()
+            self._clock.wait(held.lost, pause)
+            if self._abandoned(held):
+                raise Abandoned("left to whoever reads the message next")
+            pause = min(2 * pause, _BACKOFF_MAX_S)
+
+    def _handle(self, delivery: Delivery, held: _Held) -> None:
+        topic = delivery.partition.topic
+        outcome = "handled"
+        try:
+            owner = check_name(ingest_owner(topic), param="owner")
+            requested_at = datetime.fromtimestamp(delivery.timestamp_ms / 1000, UTC)
+            order = self._requests.order(delivery.value or b"", owner, requested_at)
+            if order is not None:
+                self._publisher.run(order.plan, order.decision, lambda: self._abandoned(held))
+        except Poison as error:
+            outcome = "poison"
+            self._set_aside(delivery, error)
+        self._telemetry.metrics.deliveries.labels(topic, outcome).inc()
+
+    def _set_aside(self, delivery: Delivery, error: Poison) -> None:
+        letter = dead_letter(delivery, error, 1, group=GROUP, clock=self._clock)
+        self._producer.send(letter)
+        self._producer.flush(_FLUSH_S)
+        self._telemetry.log.warning("set aside", place=delivery.place, error=str(error), kind=type(error).__name__)
+        self._telemetry.metrics.dead_letters.labels(letter.topic).inc()
+        self._telemetry.metrics.publications.labels("refused").inc()
+
+    def _abandoned(self, held: _Held) -> bool:
+        return self._stopping.is_set() or held.lost.is_set()
+
+    def _fail(self, error: Exception) -> None:
+        self.failed = self.failed or error
+        self._health.ready(GROUP, False, str(error))
+        with suppress(RuntimeError):  # the pool may be going down already
+            self._pool.shutdown(wait=False, cancel_futures=True)
