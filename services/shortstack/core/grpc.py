@@ -221,6 +221,8 @@ class _Interceptor(_ServerInterceptor):
     def _abort(self, error: Exception, method: str, context: grpc.ServicerContext, began: float) -> None:
         if type(error) is Exception:  # what context.abort raises: the status is set already
             raise error
+        if isinstance(error, NotImplementedError):  # what generated code raises for a call nobody wrote
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered here")
         code = getattr(grpc.StatusCode, wire_code(error).grpc)
         self._observe(method, code.name, began)
         if not isinstance(error, ShortstackError):

@@ -165,6 +165,14 @@ class Broker(Protocol):
         """
         ...
 
+    def lag(self, group: str, topics: Sequence[str]) -> int:
+        """Messages of ``topics`` that ``group`` has not committed yet, whoever its members are; for back-pressure.
+
+        Raises:
+            Transient: the broker is away, or a topic does not exist.
+        """
+        ...
+
     def ready(self, timeout_s: float) -> None:
         """Returns once the broker answers.
 

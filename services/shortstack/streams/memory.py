@@ -110,6 +110,12 @@ class MemoryBroker:
                 self._topics[topic.name] = topic
         return lines
 
+    def lag(self, group: str, topics: Sequence[str]) -> int:
+        """See `Broker.lag`."""
+        with self.changed:
+            committed = self.committed(group)
+            return sum(self.end(p) - committed.get(p, (0, ""))[0] for p in self.partitions(topics))
+
     def ready(self, timeout_s: float) -> None:
         """See `Broker.ready`."""
         if self._away:
