@@ -124,6 +124,14 @@ class Declaration(_Strict):
     trim: bool = False
     """Whether white space around every content is removed."""
 
+    @property
+    def has_seams(self) -> bool:
+        """Whether contents may stand side by side without a text between."""
+        if isinstance(self.layout, Turns):
+            return False
+        joined = self.layout.join if self.layout.input is None else self.layout.input
+        return not (joined and self.layout.separator and self.assistant.before + self.assistant.lead)
+
     @model_validator(mode="after")
     def _default_needs_a_place(self) -> Declaration:
         if self.default_system is not None and not (

@@ -111,7 +111,7 @@ class DeclaredFormat(PromptFormat):
 
     @override
     def chat_template(self) -> str:
-        return template_source(self.declaration, self.guard.replacements, self._close)
+        return template_source(self.declaration, self.guard, self._close)
 
     @override
     def roles(self) -> Mapping[str, str]:
@@ -126,7 +126,8 @@ class DeclaredFormat(PromptFormat):
         check_roles(messages, self._known)
         if isinstance(self.declaration.layout, Turns):
             return self._turns(self.declaration.layout, messages, marks, opening)
-        return self._parts(self.declaration.layout, messages, marks, opening)
+        pieces = self._parts(self.declaration.layout, messages, marks, opening)
+        return self.guard.mend(pieces) if self.declaration.has_seams else pieces
 
     def _content(self, text: str) -> str:
         return self.guard(text.strip() if self.declaration.trim else text)

@@ -47,11 +47,20 @@ def continuation_tokenizer(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokeni
     Llama's tokenizers put one by a ``Prepend`` normalizer or a ``Metaspace`` pre-tokenizer, GPT-2's by
     ``add_prefix_space``. (Facts of the ``tokenizers`` library's JSON.)
     """
+    if not _begins_with_dummy(tokenizer):
+        return tokenizer
     config: dict[str, Any] = json.loads(tokenizer.to_str())
     config["normalizer"] = _without_prepend(config.get("normalizer"))
     config["pre_tokenizer"] = _without_prefix_space(config.get("pre_tokenizer"))
     config["post_processor"] = None
     return tokenizers.Tokenizer.from_str(json.dumps(config))
+
+
+def _begins_with_dummy(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether a text is changed at its front before it is cut into tokens."""
+    text = tokenizer.normalizer.normalize_str("a") if tokenizer.normalizer else "a"
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(text) if tokenizer.pre_tokenizer else [(text, (0, 1))]
+    return "".join(piece for piece, _ in pieces) != "a"
 
 
 def _without_prepend(node: Any) -> Any:
@@ -165,15 +174,17 @@ class PromptEncoder:
         rows: list[Row] = []
         ids: list[int] = []
         trained: list[bool] = []
+        learnt = False
         for exchange, prompt in zip(exchanges, (encoding.ids for encoding in prompts), strict=True):
             if prompt[: len(ids)] != ids:
-                rows.append(self._row(ids, trained))
+                rows.append(self._row(ids, trained, learnt))
                 ids, trained = [], []
             trained += [train_on_inputs] * (len(prompt) - len(ids))
             answer = self._answer_ids(exchange)
             ids = prompt + answer
             trained += [exchange.train] * len(answer)
-        return [*rows, self._row(ids, trained)] if exchanges else []
+            learnt = exchange.train
+        return [*rows, self._row(ids, trained, learnt)] if exchanges else []
 
     def _answer_ids(self, exchange: Exchange) -> list[int]:
         ids: list[int] = self._continuation.encode(exchange.answer + exchange.close, add_special_tokens=False).ids
@@ -181,10 +192,10 @@ class PromptEncoder:
             ids.append(self.eos_id)
         return ids
 
-    def _row(self, ids: list[int], trained: list[bool]) -> Row:
-        """A finished row; its last token is trained as the last answer is."""
+    def _row(self, ids: list[int], trained: list[bool], learnt: bool) -> Row:
+        """A finished row; the token that ends it carries loss if its last answer does."""
         if self.format.eos == "last" and self.eos_id is not None:
-            return Row((*ids, self.eos_id), (*trained, trained[-1]))
+            return Row((*ids, self.eos_id), (*trained, learnt))
         return Row(tuple(ids), tuple(trained))
 
     def _refuse_suffix(self) -> None:

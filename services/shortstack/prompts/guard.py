@@ -62,6 +62,26 @@ class Guard:
         """Whether ``text`` holds a guarded token."""
         return self._pattern is not None and self._pattern.search(text) is not None
 
+    @property
+    def reach(self) -> int:
+        """Characters of text before a seam that may be the beginning of a token going on after it."""
+        return max(map(len, self.tokens), default=1) - 1
+
+    def mend(self, pieces: list[str]) -> list[str]:
+        """``pieces`` to be joined, with a space where two would make a token that neither holds.
+
+        A piece is changed at its front alone, so that what is rendered of a conversation's beginning stays as it is.
+        Only formats that put contents side by side, without a text between, need this.
+        """
+        if self._pattern is None:
+            return pieces
+        tail, mended = "", []
+        for piece in pieces:
+            joined = f" {piece}" if tail and piece and self._pattern.search(tail + piece) else piece
+            mended.append(joined)
+            tail = (tail + joined)[-self.reach :]
+        return mended
+
     def __call__(self, text: str) -> str:
         """``text`` with every guarded token broken; most texts come back as they are."""
         if self._pattern is None or self._pattern.search(text) is None:

@@ -7,9 +7,11 @@ The source is one line and keeps to what transformers and text-generation-infere
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from shortstack.prompts.declaration import Answer, Declaration, Fold, Parts, RoleText, Turns
+from shortstack.prompts.guard import Guard
 
 __all__ = ["guarded_messages", "literal", "template_source"]
 
@@ -52,18 +54,19 @@ def _content(declaration: Declaration, replacements: Sequence[tuple[str, str]]) 
     )
 
 
-def template_source(declaration: Declaration, replacements: Sequence[tuple[str, str]], close: str) -> str:
+def template_source(declaration: Declaration, guard: Guard, close: str) -> str:
     """Jinja source of one declaration.
 
     Args:
         declaration: the format.
-        replacements: the guard's, in order.
+        guard: what is broken inside content.
         close: the text that ends an answer, the end-of-sequence token included where the text holds it.
     """
-    content = _content(declaration, replacements)
+    content = _content(declaration, guard.replacements)
     if isinstance(declaration.layout, Turns):
         return _turns(declaration.layout, declaration, content, close)
-    return _parts(declaration.layout, declaration.assistant, content, close)
+    mended = guard if declaration.has_seams and guard.tokens else None
+    return _PartsSource(declaration.layout, declaration.assistant, content, close, mended).source()
 
 
 def _unknown_role(name: str) -> str:
@@ -117,54 +120,81 @@ def _turn(layout: Turns, role: str, place: RoleText | Fold, name: str) -> str:
     return _if(condition, joined, own) + begin
 
 
-def _parts(layout: Parts, assistant: Answer, content: str, close: str) -> str:
-    head = _set("ns", "namespace(instruction='', input='', system=none, first=true)")
-    flush = _flush(layout)
-    answer = (
-        flush
-        + _out(literal(assistant.before), literal(assistant.lead), "c", literal(close))
-        + _set("ns.instruction", "''")
-        + _set("ns.input", "''")
-    )
-    branches = f"{{%- if m['role'] == 'assistant' -%}}{answer}"
-    if layout.system == "preamble":
-        branches += f"{{%- elif m['role'] == 'system' and loop.first -%}}{_set('ns.system', 'c')}"
-    branches += f"{{%- elif m['role'] in ['context', 'tool'] -%}}{_gather('ns.input')}"
-    branches += f"{{%- else -%}}{_gather('ns.instruction')}{{%- endif -%}}"
-    opening = flush + _out(literal(assistant.before))
-    tail = (
-        f"{{%- if add_generation_prompt -%}}{opening}"
-        f"{{%- elif messages[-1]['role'] != 'assistant' -%}}{flush}{{%- endif -%}}"
-    )
-    return f"{head}{{%- for m in messages -%}}{content}{branches}{{%- endfor -%}}{tail}"
+@dataclass(frozen=True, slots=True)
+class _PartsSource:
+    """Writes the template of the layout ``parts``; ``mended`` is the guard where contents stand side by side."""
+
+    layout: Parts
+    assistant: Answer
+    content: str
+    close: str
+    mended: Guard | None
+
+    def source(self) -> str:
+        head = _set("ns", "namespace(instruction='', input='', system=none, first=true, tail='', seam='')")
+        flush, before = self._flush(), literal(self.assistant.before)
+        lead = f"{literal(self.assistant.lead)} ~ c" if self.assistant.lead else "c"
+        answer = (
+            flush + self._out(before, lead, literal(self.close)) + _set("ns.instruction", "''") + _set("ns.input", "''")
+        )
+        branches = f"{{%- if m['role'] == 'assistant' -%}}{answer}"
+        if self.layout.system == "preamble":
+            branches += f"{{%- elif m['role'] == 'system' and loop.first -%}}{_set('ns.system', 'c')}"
+        branches += f"{{%- elif m['role'] in ['context', 'tool'] -%}}{_gather('ns.input')}"
+        branches += f"{{%- else -%}}{_gather('ns.instruction')}{{%- endif -%}}"
+        tail = (
+            f"{{%- if add_generation_prompt -%}}{flush}{self._out(before)}"
+            f"{{%- elif messages[-1]['role'] != 'assistant' -%}}{flush}{{%- endif -%}}"
+        )
+        return f"{head}{{%- for m in messages -%}}{self.content}{branches}{{%- endfor -%}}{tail}"
+
+    def _out(self, *pieces: str) -> str:
+        """Shows the pieces; mended, each is looked at together with the text before it (see `Guard.mend`)."""
+        if self.mended is None:
+            return _out(*pieces)
+        tokens = f"[{', '.join(map(literal, self.mended))}]"
+        shown = ""
+        for piece in pieces:
+            if piece != "''":
+                look = _if("ns.tail and p and t in ns.tail ~ p", _set("ns.seam", "' '"))
+                shown += (
+                    _set("p", piece)
+                    + _set("ns.seam", "''")
+                    + f"{{%- for t in {tokens} -%}}{look}{{%- endfor -%}}"
+                    + _out("ns.seam", "p")
+                    + _set("ns.tail", f"(ns.tail ~ ns.seam ~ p)[-{self.mended.reach}:]")
+                )
+        return shown
+
+    def _flush(self) -> str:
+        """What is asked before an answer: preamble or separator, instruction, input."""
+        layout = self.layout
+        lone = _if("not ns.input", _set("ns.input", "ns.instruction") + _set("ns.instruction", "''"))
+        first = self._out(self._preamble(), literal(layout.preamble.after)) + _set("ns.first", "false")
+        if layout.input is None:
+            shown = _if("ns.instruction", self._out(literal(layout.join))) + self._out("ns.input")
+        else:
+            shown = self._out(literal(layout.input), "ns.input")
+        return (
+            (lone if layout.lone_user == "input" else "")
+            + _if("ns.first", first, self._out(literal(layout.separator)))
+            + self._out(literal(layout.turn))
+            + _if("ns.instruction", self._out(literal(layout.instruction), "ns.instruction"))
+            + _if("ns.input", shown)
+        )
+
+    def _preamble(self) -> str:
+        preamble = self.layout.preamble
+        with_input = preamble.text if preamble.with_input is None else preamble.with_input
+        texts = [literal(preamble.text), literal(with_input)]
+        if preamble.dated:
+            texts = [f"strftime_now({text})" for text in texts]
+        chosen = texts[0] if texts[0] == texts[1] else f"({texts[1]} if ns.input else {texts[0]})"
+        return f"({chosen} if ns.system is none else ns.system)" if self.layout.system == "preamble" else chosen
 
 
 def _gather(name: str) -> str:
     return _if("c", _set(name, f"{name} ~ '\\n' ~ c if {name} else c"))
-
-
-def _flush(layout: Parts) -> str:
-    """What is asked before an answer: preamble or separator, instruction, input."""
-    lone = _if("not ns.input", _set("ns.input", "ns.instruction") + _set("ns.instruction", "''"))
-    preamble = layout.preamble
-    texts = [literal(preamble.text), literal(preamble.text if preamble.with_input is None else preamble.with_input)]
-    if preamble.dated:
-        texts = [f"strftime_now({text})" for text in texts]
-    chosen = texts[0] if texts[0] == texts[1] else f"({texts[1]} if ns.input else {texts[0]})"
-    if layout.system == "preamble":
-        chosen = f"({chosen} if ns.system is none else ns.system)"
-    first = _out(chosen, literal(preamble.after)) + _set("ns.first", "false")
-    if layout.input is None:
-        shown = _if("ns.instruction", _out(literal(layout.join))) + _out("ns.input")
-    else:
-        shown = _out(literal(layout.input), "ns.input")
-    return (
-        (lone if layout.lone_user == "input" else "")
-        + _if("ns.first", first, _out(literal(layout.separator)))
-        + _out(literal(layout.turn))
-        + _if("ns.instruction", _out(literal(layout.instruction), "ns.instruction"))
-        + _if("ns.input", shown)
-    )
 
 
 def guarded_messages(replacements: Sequence[tuple[str, str]], folded: Sequence[str], join: str) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
@@ -45,7 +45,7 @@ class _LimitExceeded(jinja2.TemplateError):
 class _GenerationTag(Extension):
     """``{% generation %}`` marks an answer for training in some templates; it renders as its body."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  (the base class declares a variable of the instance)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
