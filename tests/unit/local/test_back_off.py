@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shortstack.local.supervisor import BackOff
 
 LIVES = st.lists(st.floats(0, 59), min_size=1, max_size=40)

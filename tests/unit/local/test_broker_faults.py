@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from shortstack.local.broker_faults import broker_fault
 
 

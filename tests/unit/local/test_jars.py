@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+
 from shortstack.core.errors import Fatal, Transient
 from shortstack.local.jars import Jar, broken_jars, declared_jars, ensure_jars
 
@@ -65,7 +66,7 @@ def test_a_repository_that_fails_twice_is_asked_a_third_time(tmp_path: Path) -> 
 
 
 def test_a_repository_that_goes_on_failing_is_a_transient_error_with_the_way_round(tmp_path: Path) -> None:
-    with pytest.raises(Transient, match="alpha.*connection reset") as caught:
+    with pytest.raises(Transient, match=r"alpha.*connection reset") as caught:
         ensure_jars(tmp_path, [jar("alpha", b"alpha")], fetch=Repository(failures=3))
     assert "SHORTSTACK_MAVEN_URL" in caught.value.remedy
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from shortstack.core.errors import Fatal
 from shortstack.local.java import find_java
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shortstack.local.ports import PortPlan
 from shortstack.local.services import SERVICES
 

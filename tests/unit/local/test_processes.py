@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from shortstack.core.errors import Fatal
 from shortstack.local.processes import ProcessRecord, created_at, last_lines, launch, read_record, write_record
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from shortstack.local.services import SERVICES, local_stages, service_environment
 from shortstack.local.settings import LocalSettings
 
