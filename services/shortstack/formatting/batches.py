@@ -23,7 +23,10 @@ from shortstack.streams.broker import Delivery, Outbound
 from shortstack.streams.envelope import header, outbound
 from shortstack.streams.topics import RECORDS_FORMATTED
 
-__all__ = ["OWNER_HEADER", "RECIPE_HEADER", "FormatBatches", "segment_key"]
+__all__ = ["GROUP", "OWNER_HEADER", "RECIPE_HEADER", "FormatBatches", "segment_key"]
+
+GROUP: Final = "formatting"
+"""Consumer group of the service."""
 
 RECIPE_HEADER: Final = "shortstack-recipe"
 OWNER_HEADER: Final = "shortstack-owner"

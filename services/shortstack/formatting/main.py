@@ -1,0 +1,45 @@
+"""Formatting service: record batches in, segments and ledger entries out. Scales by its consumer group."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, closing
+
+from shortstack.core.clock import SystemClock
+from shortstack.core.grpc import GrpcServer
+from shortstack.core.health import Health, HealthServer
+from shortstack.core.lifecycle import run_service, run_until_signal
+from shortstack.core.telemetry import Telemetry
+from shortstack.formatting.batches import GROUP, FormatBatches
+from shortstack.formatting.config import FormattingConfig
+from shortstack.formatting.grpc_service import FormattingServicer
+from shortstack.formatting.recipes import Recipes
+from shortstack.formatting.v1.formatting_pb2_grpc import add_FormattingServiceServicer_to_server
+from shortstack.prompts.formats import PromptFormats
+from shortstack.storage.blobs import BlobStore
+from shortstack.streams.kafka import KafkaBroker
+from shortstack.streams.topics import RECORDS_RAW
+from shortstack.streams.worker import BatchWorker, WorkerLimits
+
+_API = "shortstack.formatting.v1.FormattingService"
+
+
+def run() -> int:
+    """Builds the service and runs it until a signal."""
+    config, clock = FormattingConfig(), SystemClock()
+    with ExitStack() as stack:
+        telemetry = stack.enter_context(Telemetry.start("formatting", config))
+        health = Health(config.liveness_s, clock)
+        broker = stack.enter_context(closing(KafkaBroker.connect(config)))
+        blobs = BlobStore.open(config.storage_url)
+        handler = FormatBatches(blobs, Recipes(blobs), telemetry.metrics, clock)
+        limits = WorkerLimits(messages=config.formatting_batches)
+        worker = BatchWorker(broker, GROUP, [RECORDS_RAW.name], handler, health, telemetry, clock, limits=limits)
+        add = (add_FormattingServiceServicer_to_server, FormattingServicer(PromptFormats.builtin()))
+        server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
+        page = HealthServer(config.host, config.http_port, health, telemetry.metrics.registry)
+        return run_until_signal([page, worker, server], grace_s=config.shutdown_grace_s, log=telemetry.log)
+
+
+if __name__ == "__main__":
+    sys.exit(run_service(run))

@@ -1,0 +1,90 @@
+"""Ingestion's parts, put together once; a test puts the same together around `MemoryBroker`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shortstack.core.clock import Clock
+from shortstack.core.health import Health
+from shortstack.core.identity import DEFAULT_OWNER
+from shortstack.core.telemetry import Telemetry
+from shortstack.declarations.base_models import BaseModels
+from shortstack.ingestion.config import IngestionConfig
+from shortstack.ingestion.grpc_service import IngestionServicer
+from shortstack.ingestion.preview import Previewer
+from shortstack.ingestion.publishing.backlog import Backlog
+from shortstack.ingestion.publishing.publisher import Publisher
+from shortstack.ingestion.publishing.requests import Requests
+from shortstack.ingestion.publishing.wishes import WishChecker
+from shortstack.ingestion.sources.pinning import Pins
+from shortstack.ingestion.sources.policy import SourcePolicy
+from shortstack.ingestion.sources.uploads import Uploads
+from shortstack.ingestion.worker import IngestionWorker
+from shortstack.messages.v1.dataset_pb2 import DatasetSnapshot
+from shortstack.prompts.formats import PromptFormats
+from shortstack.storage.blobs import BlobStore
+from shortstack.streams.broker import Broker
+from shortstack.streams.state import StateReader
+from shortstack.streams.topics import DATASETS_STATE, ingest_topic
+
+__all__ = ["IngestionParts"]
+
+_RECIPE_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class IngestionParts:
+    """What runs (state, backlog, worker, in this order) and what answers (servicer)."""
+
+    state: StateReader[DatasetSnapshot]
+    backlog: Backlog
+    worker: IngestionWorker
+    servicer: IngestionServicer
+
+    @classmethod
+    def build(
+        cls,
+        config: IngestionConfig,
+        broker: Broker,
+        blobs: BlobStore,
+        health: Health,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> IngestionParts:
+        """Builds everything; nothing runs yet.
+
+        Raises:
+            Fatal: an alias names a base model that is not declared.
+        """
+        policy = SourcePolicy(config.roots, blobs)
+
+        def read_recipe(uri: str, owner: str) -> bytes:
+            with policy.resolve(uri, owner)[0].open() as source:
+                return source.read(_RECIPE_BYTES)
+
+        bases = BaseModels(config.base_models, config.model_aliases)
+        names = (*bases.names(), *config.model_aliases)
+        checker = WishChecker(PromptFormats.builtin().names(), names, read_recipe)
+        pins = Pins(blobs, config.work_dir, config.source_max_bytes)
+        state = StateReader(broker, DATASETS_STATE, DatasetSnapshot)
+        backlog = Backlog(broker, config.ingest_backlog)
+        requests = Requests(checker, policy, pins, Uploads(blobs), state, config.limits)
+        producer = broker.producer()
+        memory = config.reader_memory_bytes
+        publisher = Publisher(
+            producer=producer,
+            blobs=blobs,
+            pins=pins,
+            metrics=telemetry.metrics,
+            log=telemetry.log,
+            clock=clock,
+            throttle=backlog,
+            memory_bytes=memory,
+        )
+        topics = [ingest_topic(owner).name for owner in (DEFAULT_OWNER, *config.ingest_owners)]
+        worker = IngestionWorker(
+            broker, topics, requests, publisher, producer, health, telemetry, clock, workers=config.ingest_workers
+        )
+        previewer = Previewer(checker, policy, pins, config.limits, memory_bytes=memory)
+        servicer = IngestionServicer(requests, previewer, state, broker.producer(), clock)
+        return cls(state, backlog, worker, servicer)

@@ -1,0 +1,166 @@
+"""Publications of every kind, from the topic to the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+import zstandard
+
+from shortstack.messages.v1.dataset_pb2 import DATASET_STATE_FAILED, DATASET_STATE_READY
+from shortstack.records.schema import SEGMENT_SCHEMA, read_table
+
+Lines = Callable[[int], bytes]
+
+
+def _pair(number: int) -> dict[str, Any]:
+    return {"prompt": f"What is {number} and one?", "completion": f"It is {number + 1}."}
+
+
+def _lines(count: int) -> bytes:
+    return b"".join(orjson.dumps(_pair(number), option=orjson.OPT_APPEND_NEWLINE) for number in range(count))
+
+
+def _tiles(stack: Any) -> bool:
+    """Whether the entries tile what was announced."""
+    announced = {(source.publication, source.source): source.records for source in stack.announced()}
+    counts = dict.fromkeys(announced, 0)
+    for entry in {(e.publication, e.source, e.first): e for e in stack.entries()}.values():
+        if (entry.publication, entry.source) in counts:
+            counts[entry.publication, entry.source] += entry.count
+    wanted = {publication.publication for publication in stack.accepted()}
+    return bool(wanted) and {publication for publication, _ in announced} == wanted and counts == announced
+
+
+def test_a_pointer_goes_from_the_topic_to_segments(stack: Any) -> None:
+    stack.start_formatting()
+    stack.start_ingestion()
+    uri = stack.source("pairs.jsonl", _lines(50) + b'{"prompt": "cut of\n' + orjson.dumps(_pair(3)) + b"\n")
+    stack.publish({"dataset": "pairs", "source": {"uri": uri}, "license": "Apache-2.0", "train": {}, "deploy": {}})
+    stack.until(lambda: _tiles(stack))
+    (publication,) = stack.accepted()
+    assert (publication.dataset, publication.attempt, publication.license) == ("pairs", 1, "Apache-2.0")
+    assert [s.family for s in publication.sources] == ["prompt_completion"]
+    (source,) = stack.announced()
+    assert (source.items, source.used, source.rejected, source.records) == (52, 51, 1, 51)
+    assert source.samples[0].startswith("pairs.jsonl line 51: not JSON")
+    rejected = zstandard.ZstdDecompressor().decompressobj().decompress(stack.blobs.get(source.rejected_object))
+    assert orjson.loads(rejected)["raw"] == '{"prompt": "cut of'
+    (entry,) = stack.entries()
+    segment = read_table(stack.blobs.get(entry.segment), SEGMENT_SCHEMA)
+    assert len(segment) == entry.count == entry.kept + entry.rejected + entry.failed
+
+
+def test_whole_and_parts_carry_the_same_records(stack: Any) -> None:
+    stack.start_formatting()
+    stack.start_ingestion()
+    records = [_pair(number) for number in range(30)]
+    stack.publish({"dataset": "whole", "records": records})
+    stack.publish({"dataset": "parts", "upload": "u1", "seq": 20, "records": records[20:]})
+    stack.publish({"dataset": "parts", "upload": "u1", "complete": True, "records": 30})
+    stack.publish({"dataset": "parts", "upload": "u1", "seq": 0, "records": records[:20]})
+    stack.until(lambda: {p.dataset for p in stack.accepted()} == {"whole", "parts"} and _tiles(stack))
+    # Whoever finds an upload whole goes on; two may find it so at once, and say the same.
+    assert len({p.publication for p in stack.accepted()}) == 2
+    assert len({p.sources[0].sha256 for p in stack.accepted()}) == 1
+    assert {source.records for source in stack.announced()} == {30}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (b"{", "not JSON"),
+        ({"dataset": "x", "source": "a.jsonl", "recipy": "default"}, 'Did you mean "recipe"?'),
+        ({"dataset": "x", "source": "a.jsonl", "recipe": "verbatin"}, 'Did you mean "verbatim"?'),
+        ({"dataset": "x", "source": "a.jsonl", "prompt_format": "chatlm"}, 'Did you mean "chatml"?'),
+        ({"dataset": "x", "source": "a.jsonl", "train": {"learning_rat": 1}}, 'Did you mean "learning_rate"?'),
+        ({"dataset": "x", "source": "a.jsonl", "train": {"base_model": "smollm2"}}, "smollm2-135m-instruct"),
+        ({"dataset": "x", "source": "absent.jsonl"}, "there is no file"),
+        ({"dataset": "x", "source": "/etc/passwd"}, "outside of the declared roots"),
+        ({"dataset": "x", "source": "../secret.jsonl"}, '".." is not followed'),
+        ({"dataset": "x", "source": "s3://bucket/key"}, "closed here"),
+        ({"dataset": "x", "source": "blob://publications/default/other"}, "is not one that default may publish"),
+    ],
+)
+def test_a_wrong_message_is_set_aside_with_its_remedy_and_the_next_one_flows(
+    stack: Any, message: dict[str, Any] | bytes, expected: str
+) -> None:
+    stack.start_ingestion()
+    stack.source("a.jsonl", _lines(2))
+    stack.publish(message)
+    stack.publish({"dataset": "x", "records": [_pair(1)]})
+    stack.until(lambda: len(stack.announced()) == 1 and len(stack.dead()) == 1)
+    assert expected in stack.dead()[0]["dlq-message"]
+
+
+def test_a_source_that_breaks_off_fails_its_publication_by_name(stack: Any) -> None:
+    stack.start_ingestion()
+    stack.source("broken.json", b'[{"prompt": "a", "completion": "b"}, {"prompt"')
+    stack.publish({"dataset": "broken", "source": "broken.json"})
+    stack.until(lambda: bool(stack.failed()))
+    (failed,) = stack.failed()
+    assert failed.code == "invalid_json"
+    assert "broken.json" in failed.error
+    assert "JSONL" in failed.remedy
+    assert not stack.dead()
+
+
+def test_verbatim_fails_at_the_first_malformed_line(stack: Any) -> None:
+    stack.start_ingestion()
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    bad = {"messages": [{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}]}
+    stack.source("chat.jsonl", orjson.dumps(good) + b"\n" + orjson.dumps(bad) + b"\n")
+    stack.publish({"dataset": "chat", "source": "chat.jsonl", "recipe": "verbatim"})
+    stack.until(lambda: bool(stack.failed()))
+    (failed,) = stack.failed()
+    assert failed.code == "invalid_training_file"
+    assert "chat.jsonl line 2" in failed.error
+    assert 'Did you mean "assistant"?' in failed.error
+
+
+def test_reading_the_topic_again_repeats_no_finished_publication(stack: Any) -> None:
+    stack.start_formatting()
+    stack.start_ingestion()
+    stack.publish({"dataset": "once", "records": [_pair(1)]})
+    stack.until(lambda: _tiles(stack))
+    (publication,) = stack.accepted()
+    stack.set_state(publication, DATASET_STATE_READY)
+    stack.stop()
+    stack.broker.reset("ingestion")
+    before = len(stack.broker.messages("records.raw")), len(stack.events())
+    stack.start_ingestion()
+    stack.publish({"dataset": "other", "records": [_pair(2)]})
+    stack.until(lambda: len(stack.announced()) == 2)
+    assert len(stack.broker.messages("records.raw")) == before[0] + 1
+    assert {p.dataset for p in stack.accepted()[1:]} == {"other"}
+
+
+def test_a_repeat_of_something_failed_opens_the_next_attempt(stack: Any) -> None:
+    stack.start_ingestion()
+    message = {"dataset": "again", "records": [_pair(1)]}
+    stack.publish(message)
+    stack.until(lambda: len(stack.announced()) == 1)
+    stack.set_state(stack.accepted()[0], DATASET_STATE_FAILED)
+    stack.publish(message)
+    stack.until(lambda: len(stack.announced()) == 2)
+    first, second = stack.accepted()
+    assert second.publication == first.publication
+    assert (first.attempt, second.attempt) == (1, 2)
+
+
+def test_a_redelivery_gives_byte_identical_batches(stack: Any) -> None:
+    stack.start_ingestion()
+    stack.source("pairs.jsonl", _lines(12_000))
+    stack.publish({"dataset": "pairs", "source": "pairs.jsonl"})
+    stack.until(lambda: len(stack.announced()) == 1)
+    stack.stop()
+    first = {m.key: m.value for m in stack.broker.messages("records.raw")}
+    stack.broker.reset("ingestion")
+    stack.start_ingestion()
+    stack.until(lambda: len(stack.announced()) == 2)
+    again = stack.broker.messages("records.raw")
+    assert len(first) > 2
+    assert len(again) == 2 * len(first)
+    assert all(first[message.key] == message.value for message in again)
