@@ -55,6 +55,8 @@ def process_group(ranks: Ranks) -> Iterator[None]:
     """Brings DeepSpeed's process group up for the Trainer, and down afterwards."""
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     os.environ.setdefault("DS_ACCELERATOR", ranks.device)
+    if ranks.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # accelerate would take a GPU that is there, against DeepSpeed
 
     import deepspeed
     import torch.distributed

@@ -48,6 +48,12 @@ class Failure:
 STOPPED_EXIT: Final = 75
 """``EX_TEMPFAIL`` of sysexits.h: nothing was wrong, another attempt goes on."""
 
+
+def _torn(error: BaseException) -> bool:
+    # torch and safetensors write in C++ and Rust, and tell a full disk by words alone.
+    return any(words in str(error) for words in ("No space left on device", "PytorchStreamWriter failed writing"))
+
+
 _Test = Callable[[BaseException], bool]
 
 _KNOWN: Final[tuple[tuple[str, _Test, str], ...]] = (
@@ -58,7 +64,7 @@ _KNOWN: Final[tuple[tuple[str, _Test, str], ...]] = (
     ),
     (
         "disk_full",
-        lambda error: isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT),
+        lambda error: (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or _torn(error),
         "Free space below the run folder, or lower save_total_limit, and start the run again.",
     ),
 )

@@ -60,32 +60,43 @@ def train_run(work: Work, data: PreparedData, schedule: Schedule, start: Checkpo
     if start is not None and start.step >= schedule.max_steps:
         return start
     model = trainable(model, config)
-    _announce_start(work, data, schedule, start, parameter_counts(model))
+    counts = parameter_counts(model)
+    _announce_start(work, data, schedule, start, counts)
+    # Before the first step and after the last one: an attempt killed in between leaves a usable account.
+    _write_usage(work, counts)
+    trainer = _trainer(work, data, schedule, stop, model=model, args=arguments)
+    trainer.train(resume_from_checkpoint=str(start.path) if start else None)
+    _write_usage(work, counts)
+    return _finished(work, schedule, trainer.state.global_step)
+
+
+def _trainer(work: Work, data: PreparedData, schedule: Schedule, stop: StopSignal, **kwargs: Any) -> SealingTrainer:
     progress = Progress(
-        config,
+        data.config,
         schedule,
-        ranks,
+        work.ranks,
         stop,
         events=work.events,
         metrics=work.metrics,
         monotonic=work.clocks.monotonic,
     )
     trainer = SealingTrainer(
-        ranks=ranks,
-        keep=config.save_total_limit,
+        ranks=work.ranks,
+        keep=data.config.save_total_limit,
         attempt=work.attempt,
-        model=model,
-        args=arguments,
         data_collator=collate,
         train_dataset=RowDataset(data.train),
         eval_dataset=RowDataset(data.validation) if data.validation else None,
         callbacks=[progress],
+        **kwargs,
     )
     # The events say it all; the Trainer's own printer would repeat them on every rank.
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(start.path) if start else None)
-    _write_usage(work, parameter_counts(model))
-    reached = trainer.state.global_step
+    return trainer
+
+
+def _finished(work: Work, schedule: Schedule, reached: int) -> Checkpoint:
+    """The last checkpoint of a training that went all the way: one that was stopped returns as calmly."""
     if reached < schedule.max_steps:
         raise TrainingFailed(
             "stopped",

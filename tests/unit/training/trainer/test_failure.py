@@ -21,6 +21,7 @@ class OutOfMemoryError(RuntimeError):
         (MemoryError(), "out_of_memory", 70),
         (OutOfMemoryError("CUDA"), "out_of_memory", 70),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full", 70),
+        (RuntimeError("PytorchStreamWriter failed writing file data/1: file write failed"), "disk_full", 70),
         (ZeroDivisionError("x"), "internal", 70),
     ],
 )
