@@ -14,10 +14,16 @@ from shortstack.core.errors import Invalid
 from shortstack.declarations.deploy import DeployWish
 from shortstack.declarations.publication import PointerMessage, parse_publication
 from shortstack.declarations.recipe import LengthStep, Recipe, parse_recipe
+from shortstack.declarations.train import TrainConfig
+from shortstack.formatting.pipeline import Pipeline
+from shortstack.ingestion.compiling.compile import CompileJob, Cut, Done, Opened, compile_source
 from shortstack.records.message import Message
+from shortstack.records.schema import content_digests
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-PERSONA = REPOSITORY / "examples" / "persona"
+ROOT = Path(__file__).resolve().parents[3] / "examples"
+"""Declared by default as a folder whose files may be published; addresses in the publication start here."""
+
+PERSONA = ROOT / "persona"
 REFUSAL = re.compile(r"as an? (large )?(ai|language model)", re.IGNORECASE)
 
 
@@ -99,6 +105,44 @@ def test_the_persona_file_holds_as_much_dirt_as_the_readme_says() -> None:
     assert dict(counts) == table("persona.jsonl")
     assert len(good) >= 200
     assert counts["all"] == sum(count for fate, count in counts.items() if fate != "all")
+
+
+def test_the_stack_gives_every_line_the_fate_that_the_readme_names() -> None:
+    told = table("persona.jsonl")
+
+    compiled = list(compile_source(PERSONA / "persona.jsonl", CompileJob("persona.jsonl", license="Apache-2.0")))
+    formatted = [Pipeline(recipe()).run(part.table) for part in compiled if isinstance(part, Cut)]
+    reasons: Counter[str] = Counter()
+    for batch in formatted:
+        reasons.update({step: count for (step, _), count in batch.reasons.items()})
+    kept = [
+        digest
+        for batch in formatted
+        for digest, verdict in zip(
+            content_digests(batch.segment), batch.segment.column("verdict").to_pylist(), strict=True
+        )
+        if verdict == "kept"
+    ]
+
+    assert compiled[0] == Opened("jsonl", "messages")
+    done = compiled[-1]
+    assert isinstance(done, Done)
+    assert (done.items, done.rejected) == (told["all"], told["broken lines"])
+    assert reasons == {
+        "empty": told["empty answers"],
+        "length": told["runaway answers"],
+        "refusal": told["refusals"],
+    }
+    assert len(set(kept)) == told["good records"]
+    assert len(kept) - len(set(kept)) == told["exact duplicates"]
+
+
+def test_the_stack_keeps_every_general_record() -> None:
+    compiled = list(compile_source(PERSONA / "general.jsonl", CompileJob("general.jsonl")))
+    formatted = [Pipeline(recipe()).run(part.table) for part in compiled if isinstance(part, Cut)]
+
+    assert compiled[0] == Opened("jsonl", "alpaca")
+    assert sum(batch.kept for batch in formatted) == table("general.jsonl")["all"]
 
 
 def test_the_readme_counts_the_kinds_within_each_kind() -> None:
@@ -185,12 +229,11 @@ def test_the_publication_is_accepted_and_names_the_files_of_this_folder() -> Non
     message = parse_publication((PERSONA / "publication.json").read_bytes())
 
     assert isinstance(message, PointerMessage)
-    assert [(REPOSITORY / uri).resolve() for uri in message.source.addresses] == [
-        PERSONA / "persona.jsonl",
-        PERSONA / "general.jsonl",
-    ]
+    assert [ROOT / uri for uri in message.source.addresses] == [PERSONA / "persona.jsonl", PERSONA / "general.jsonl"]
     assert isinstance(message.recipe, dict)
-    assert parse_recipe((REPOSITORY / message.recipe["uri"]).read_bytes()) == recipe()
+    assert parse_recipe((ROOT / message.recipe["uri"]).read_bytes()) == recipe()
     assert message.license == "Apache-2.0"
+    assert message.train is not None
+    assert TrainConfig.parse(message.train).lora_r == 16
     assert message.deploy is not None
     assert DeployWish.parse(message.deploy).alias == "persona@prod"
