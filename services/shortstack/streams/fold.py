@@ -2,8 +2,9 @@
 
 Every value is a `StateEnvelope` with the epoch of the writer that wrote it; a writer claims its epoch under the key
 ``_writer`` before it writes anything else. A snapshot whose epoch is lower than the newest epoch that stands before
-it is void: a writer that was replaced and does not know it (a zombie) changes nothing. Compaction may then have
-kept the void value and erased the good one, so the living writer writes a key again whose last value is void.
+it is void: a writer that was replaced and does not know it (a zombie) changes nothing. So is one whose revision does
+not rise, which is what a producer that was given up delivers late. Compaction may then keep the void value and erase
+the good one, so the living writer writes a key again whose last value is void.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class StateFold(Generic[M]):
         self.epoch = max(self.epoch, envelope.epoch)
         if key == WRITER_KEY:
             return key, self._claim(stale)
+        known = self.snapshots.get(key)
+        stale = stale or (known is not None and (envelope.epoch, envelope.revision) <= (known.epoch, known.revision))
         message = None if stale else self._message(envelope)
         if stale or (message is None and not envelope.deleted):
             self.void[key] = max(envelope.revision, self.void.get(key, 0))

@@ -61,7 +61,7 @@ class KafkaConsumer:
             group_id=group,
             partition_assignment_strategy=[CooperativeStickyAssignor()],
             # A member that was killed is replaced after the session; a join or leave takes one heartbeat.
-            session_timeout_ms=10_000,
+            session_timeout_ms=6_000,
             heartbeat_interval_ms=500,
         )
         self._forget = forget

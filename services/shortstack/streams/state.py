@@ -119,6 +119,14 @@ class StateWriter(Generic[M]):
         self._write({key: StateEnvelope(deleted=True)})
         return True
 
+    def check(self) -> None:
+        """Looks for a newer writer and for void keys without a `put`; for a controller that is idle for long.
+
+        Raises:
+            Transient, Fatal: as `put`.
+        """
+        self._write({})
+
     def revision(self, key: str) -> int:
         """Revision of the newest snapshot of ``key``; 0 if there is none."""
         found = self._fold.snapshots.get(key)
@@ -128,10 +136,19 @@ class StateWriter(Generic[M]):
         """Lets go of its connections. Every `put` that returned is on the topic already."""
         if self._reader is not None:
             self._reader.close()
+            self._reader = None
+        self._drop_producer(timeout_s)
+
+    def _drop_producer(self, timeout_s: float) -> None:
         if self._producer is not None:
             with suppress(Transient):  # what could not be sent was reported by the call that sent it
                 self._producer.close(timeout_s)
-        self._reader = self._producer = None
+            self._producer = None
+
+    def _source_of_truth(self) -> Reader:
+        if self._reader is None:
+            raise Fatal("the state writer is closed", where=self._topic.name, remedy="Call open() first.")
+        return self._reader
 
     def _claim(self) -> bool:
         """Claims the next epoch; False if someone else's claim of it, or a higher one, stands before ours."""
@@ -148,7 +165,11 @@ class StateWriter(Generic[M]):
             raise Fatal("the state writer is not open", where=self._topic.name, remedy="Call open() first.")
         if WRITER_KEY in changed:
             raise Invalid(f"{WRITER_KEY} cannot be the key of a snapshot", where=self._topic.name)
-        self._send_and_read(changed)
+        if changed:
+            self._send_and_read(changed)
+        else:
+            self._take(self._source_of_truth().poll(0))
+            self._require_newest()
         self._repair()
 
     def _repair(self) -> None:
@@ -164,23 +185,24 @@ class StateWriter(Generic[M]):
             self._send_and_read(again)
 
     def _send_and_read(self, envelopes: Mapping[str, StateEnvelope]) -> None:
-        if not envelopes:
-            return
         for key, envelope in envelopes.items():
             envelope.epoch = self._epoch
             envelope.revision = self._fold.next_revision(key)
         positions = self._acknowledged(envelopes)
         for _ in self._read_until(max(position.offset for position in positions)):
-            if self._fold.epoch > self._epoch:
-                raise Fatal(
-                    f"a newer writer has epoch {self._fold.epoch}, this one {self._epoch}",
-                    where=self._topic.name,
-                    remedy="Run one replica of its service; this process ends so that the newer one goes on alone.",
-                )
+            self._require_newest()
+
+    def _require_newest(self) -> None:
+        if self._fold.epoch > self._epoch:
+            raise Fatal(
+                f"a newer writer has epoch {self._fold.epoch}, this one {self._epoch}",
+                where=self._topic.name,
+                remedy="Run one replica of its service; this process ends so that the newer one goes on alone.",
+            )
 
     def _acknowledged(self, envelopes: Mapping[str, StateEnvelope]) -> list[Position]:
         if self._producer is None:
-            raise Fatal("the state writer is closed", where=self._topic.name, remedy="Call open() first.")
+            self._producer = self._broker.producer()
         sent: list[Future[Position]] = []
         for key, envelope in envelopes.items():
             message = outbound(
@@ -192,14 +214,18 @@ class StateWriter(Generic[M]):
                 clock=self._clock,
             )
             sent.append(self._producer.send(message))
-        self._producer.flush(self._timeout_s)
-        return [future.result(self._timeout_s) for future in sent]
+        try:
+            self._producer.flush(self._timeout_s)
+            return [future.result(0) for future in sent]
+        except Transient:
+            self._drop_producer(0.0)  # an idempotent producer that gave a message up may refuse all later ones
+            raise
 
     def _read_until(self, offset: int) -> Iterator[Delivery]:
         """Takes in everything up to ``offset``, one message after another."""
-        assert self._reader is not None, "opened together with the producer"
+        reader = self._source_of_truth()
         for _ in range(int(self._timeout_s / _POLL_S)):
-            for delivery in self._reader.poll(_POLL_S):
+            for delivery in reader.poll(_POLL_S):
                 self._take([delivery])
                 yield delivery
             if self._read_to >= offset:

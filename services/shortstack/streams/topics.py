@@ -32,7 +32,8 @@ __all__ = [
     "ingest_topic",
 ]
 
-_DAY_MS: Final = 24 * 3600 * 1000
+_HOUR_MS: Final = 3600 * 1000
+_DAY_MS: Final = 24 * _HOUR_MS
 _MIB: Final = 1024 * 1024
 
 
@@ -73,7 +74,12 @@ class Topic:
         # The broker's clock decides which of two requests is newer, not the sender's.
         settings = {"max.message.bytes": str(self.max_bytes), "message.timestamp.type": "LogAppendTime"}
         if self.retention_days is None:
-            return settings | {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1"}
+            # A replaced writer's late value must not erase the good one before the living writer has repaired it.
+            return settings | {
+                "cleanup.policy": "compact",
+                "min.cleanable.dirty.ratio": "0.1",
+                "min.compaction.lag.ms": str(_HOUR_MS),
+            }
         return settings | {"cleanup.policy": "delete", "retention.ms": str(self.retention_days * _DAY_MS)}
 
     @property
