@@ -74,19 +74,27 @@ class ServiceSpec:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Processes that start together; the next stage follows when all are ready and ``afterwards`` is done."""
+    """Processes that start together; the next stage follows when ``services`` are ready and ``afterwards`` is done.
+
+    Attributes:
+        services: awaited before the next stage.
+        afterwards: done between this stage and the next.
+        meanwhile: started with the others, but awaited only at the very end; for what is slow and needs nobody.
+    """
 
     services: Sequence[ServiceSpec]
     afterwards: Callable[[], None] = field(default=_nothing)
+    meanwhile: Sequence[ServiceSpec] = ()
 
 
 def local_stages(settings: LocalSettings) -> list[Stage]:
-    """Broker (unless an external one is named), then topics, then all services."""
+    """Broker (unless an external one is named), then topics, then all services.
+
+    Inference starts with the broker: it takes longest, for torch, and needs no Kafka.
+    """
     broker = [] if settings.kafka_bootstrap else [_broker(settings)]
-    return [
-        Stage(broker, lambda: apply_topics(settings)),
-        Stage([_service(settings, name) for name in SERVICES]),
-    ]
+    first, *others = (_service(settings, name) for name in SERVICES)
+    return [Stage(broker, lambda: apply_topics(settings), meanwhile=[first]), Stage(others)]
 
 
 def service_environment(settings: LocalSettings, service: str) -> dict[str, str]:
@@ -149,6 +157,9 @@ def _own(settings: LocalSettings, service: str) -> dict[str, str]:
             "MODEL_ID": str(settings.root / "models" / BASE_MODEL),
             "HOSTNAME": _HOST,
             "PORT": str(settings.ports.http("inference")),
+            # TGI's own name, without a prefix: a key meant for something else would lock serving out.
+            "API_KEY": "",
+            "GRACEFUL_TERMINATION_TIMEOUT": "10",
         },
     }
     return table.get(service, {})

@@ -129,19 +129,32 @@ class Supervisor:
         end = time.monotonic() + self._settings.start_deadline_s
         began = time.monotonic()
         for stage in self._stages if self._stages is not None else local_stages(self._settings):
-            charges = [_Charge(spec) for spec in stage.services]
-            for charge in charges:
-                charge.spec.before()
-                self._charges.append(charge)
-                self._start(charge)
-            while not all(charge.ready for charge in charges):
-                if self._stopping.wait(_TICK_S):
-                    return
-                self._tick()
-                self._give_up_on_hopeless(charges, end)
+            awaited = [self._admit(spec) for spec in stage.services]
+            for spec in stage.meanwhile:
+                self._admit(spec)
+            if not self._all_ready(awaited, end):
+                return
             stage.afterwards()
+        if not self._all_ready(self._charges, end):
+            return
         self._report("ready")
         self._say(f"all ready after {time.monotonic() - began:.1f} s")
+
+    def _admit(self, spec: ServiceSpec) -> _Charge:
+        spec.before()
+        charge = _Charge(spec)
+        self._charges.append(charge)
+        self._start(charge)
+        return charge
+
+    def _all_ready(self, charges: Sequence[_Charge], end: float) -> bool:
+        """Waits until all of ``charges`` are ready; False if `stop` came first."""
+        while not all(charge.ready for charge in charges):
+            if self._stopping.wait(_TICK_S):
+                return False
+            self._tick()
+            self._give_up_on_hopeless(charges, end)
+        return True
 
     def _give_up_on_hopeless(self, charges: Sequence[_Charge], end: float) -> None:
         """Raises what keeps a stage from being ready: three deaths of one process, or the deadline."""

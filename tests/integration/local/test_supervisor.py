@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -94,6 +94,23 @@ def test_stages_start_in_order_and_stop_in_reverse(yard: Yard) -> None:
     assert sorted(lines[1:3]) == ["started second", "started third"]
     assert lines[3:] == ["ended third", "ended second", "ended first"]
     assert not list(yard.settings.run_folder.glob("*.json"))
+
+
+def test_what_is_slow_and_needs_nobody_holds_up_no_stage_but_is_awaited(yard: Yard) -> None:
+    slow, began = threading.Event(), threading.Event()
+    spec = replace(yard.toy("slow", 1), probe=lambda: Probe(ready=slow.is_set()))
+    second = Stage([yard.toy("second", 2)], began.set)
+    supervisor = Supervisor(yard.settings, [Stage([], meanwhile=[spec]), second])
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    try:
+        assert began.wait(20)
+        assert yard.state("supervisor") == "starting"
+        slow.set()
+        until(lambda: yard.state("supervisor") == "ready")
+    finally:
+        supervisor.stop()
+        thread.join(30)
 
 
 def test_a_process_killed_with_9_is_started_again(yard: Yard) -> None:

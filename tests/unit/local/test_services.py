@@ -47,4 +47,5 @@ def test_credentials_for_an_external_broker_are_passed_on_and_no_broker_is_start
     environment = service_environment(external, "ingestion")
     assert environment["SHORTSTACK_KAFKA_BOOTSTRAP"] == "kafka.example:9093"
     assert environment["SHORTSTACK_KAFKA_SASL_USERNAME"] == "alice"
-    assert [spec.name for stage in local_stages(external) for spec in stage.services] == list(SERVICES)
+    started = [spec.name for stage in local_stages(external) for spec in (*stage.services, *stage.meanwhile)]
+    assert started == list(SERVICES)
