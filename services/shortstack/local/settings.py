@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shortstack.core.errors import Fatal
 from shortstack.local.ports import DEFAULT_PORT_BASE, PortPlan
 
 __all__ = ["LocalSettings"]
@@ -29,6 +31,23 @@ class LocalSettings(BaseSettings):
     base_models: str | None = Field(None, description="JSON of base model names and folders (the packaged SmolLM2)")
     start_deadline_s: float = Field(120.0, gt=0, description="Seconds that a start may take until it counts as failed")
     stop_deadline_s: float = Field(30.0, gt=0, description="Seconds that a stop may take until processes are killed")
+
+    def __init__(self, **values: Any) -> None:
+        """Reads the environment; ``values`` win over it.
+
+        Raises:
+            Fatal: a value is not of its kind; names the variable.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = f"SHORTSTACK_{'_'.join(map(str, first['loc'])).upper()}"
+            raise Fatal(
+                f'"{first["input"]}" will not do: {first["msg"][:1].lower()}{first["msg"][1:]}',
+                where=name,
+                remedy=f"Correct {name}, or unset it to take the default.",
+            ) from error
 
     @property
     def root(self) -> Path:

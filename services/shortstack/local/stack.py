@@ -18,7 +18,7 @@ from shortstack.core.errors import Fatal
 from shortstack.local.processes import ProcessRecord, end_process, last_lines, launch, read_record, resident_bytes
 from shortstack.local.services import SERVICES
 from shortstack.local.settings import LocalSettings
-from shortstack.local.supervisor import SUPERVISOR
+from shortstack.local.supervisor import FAILED, SUPERVISOR
 
 __all__ = ["ServiceStatus", "down", "is_up", "status", "up"]
 
@@ -179,7 +179,8 @@ def _pass_on(log: Path, place: int, say: Say) -> int:
     whole = news[: news.rfind(b"\n") + 1]
     for line in whole.decode("utf-8", "replace").splitlines():
         _, _, text = line.partition(" ")
-        say(text)
+        if not text.startswith(FAILED):
+            say(text)
     return place + len(whole)
 
 

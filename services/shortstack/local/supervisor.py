@@ -15,17 +15,19 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
-from shortstack.core.errors import Fatal, ShortstackError, wire_code
+from shortstack.core.errors import ShortstackError, wire_code
 from shortstack.local.processes import ProcessRecord, created_at, end_process, launch, write_record
 from shortstack.local.services import Probe, ServiceSpec, Stage, local_stages
 from shortstack.local.settings import LocalSettings
 
-__all__ = ["SUPERVISOR", "BackOff", "Supervisor"]
+__all__ = ["FAILED", "SUPERVISOR", "BackOff", "Supervisor"]
 
 SUPERVISOR: Final = "supervisor"
+FAILED: Final = "failed: "
+"""Begins the last line that a supervisor which gave up says; `stack.up` raises the same, so it does not repeat it."""
+
 _TICK_S: Final = 0.1
 _PROBE_EVERY_S: Final = 2.0
 _STUCK_FOR_S: Final = 30.0
@@ -266,18 +268,14 @@ class Supervisor:
 
 def main() -> int:
     """Supervises what the environment names, until a signal; the exit status follows the error's kind."""
-    settings = LocalSettings()
-    supervisor = Supervisor(settings, say=_say)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: supervisor.stop())
     try:
+        supervisor = Supervisor(LocalSettings(), say=_say)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: supervisor.stop())
         supervisor.run()
     except ShortstackError as error:
-        _say(str(error))
+        _say(f"{FAILED}{error}")
         return wire_code(error).exit_code
-    except OSError as error:
-        _say(str(Fatal(f"{error}", where=str(Path(settings.root)), remedy="Check the disk and its rights.")))
-        return wire_code(Fatal("")).exit_code
     return 0
 
 
