@@ -1,10 +1,8 @@
 """A real Apache Kafka broker on one machine: one node, KRaft, from Maven jars, on a Java from PyPI.
 
-    VAR/kafka/libs        the jars               VAR/kafka/server.properties   written at each start
-    VAR/kafka/data        the log, kept          VAR/kafka/archive             classes, loaded beforehand
-    VAR/log/kafka.log     what it says
-
-Figures and traps of this set-up were measured with Kafka 4.4.0; see docs/local.md for the commands.
+VAR/kafka/libs        the jars               VAR/kafka/server.properties   written at each start
+VAR/kafka/data        the log, kept          VAR/kafka/archive             classes, loaded beforehand
+VAR/log/kafka.log     what it says
 """
 
 from __future__ import annotations

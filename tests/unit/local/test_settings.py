@@ -22,3 +22,10 @@ def test_the_environment_moves_the_whole_stack(monkeypatch: pytest.MonkeyPatch, 
     settings = LocalSettings()
     assert settings.run_folder == tmp_path / "run"
     assert settings.bootstrap == "127.0.0.1:30092"
+
+
+def test_the_readme_names_every_setting_with_its_default() -> None:
+    readme = (Path(__file__).parents[3] / "services" / "shortstack" / "local" / "README.md").read_text()
+    for name, field in LocalSettings.model_fields.items():
+        default = "unset" if field.default is None else f"`{field.default}`"
+        assert f"| `SHORTSTACK_{name.upper()}` | {default} | {field.description} |" in readme
