@@ -58,7 +58,7 @@ class _Selection:
 
 def _chance(seed: int, purpose: str, record: str) -> int:
     """64 bits that depend on the seed and the record alone."""
-    return xxhash.xxh3_64_intdigest(f"{seed}\0{purpose}\0{record}")
+    return xxhash.xxh3_64_intdigest(f"{seed}\0{purpose}\0{record}".encode())
 
 
 class _Tables:

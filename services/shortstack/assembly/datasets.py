@@ -57,7 +57,7 @@ class Dataset:
         """Whether only a new attempt can change it."""
         return self.snapshot.state in FINAL
 
-    def settle(self, state: DatasetState, message: str = "", remedy: str = "", code: str = "") -> None:
+    def settle(self, state: DatasetState.ValueType, message: str = "", remedy: str = "", code: str = "") -> None:
         """Moves to ``state``."""
         self.snapshot.state = state
         self.snapshot.message, self.snapshot.remedy, self.snapshot.code = message, remedy, code

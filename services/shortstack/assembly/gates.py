@@ -42,11 +42,11 @@ class Gates:
     @classmethod
     def of(cls, recipe: Mapping[str, Any]) -> Gates:
         """The gates of a resolved recipe."""
-        gates = recipe.get("gates") or {}
+        gates, usual = recipe.get("gates") or {}, cls()
         return cls(
-            max_failed=int(gates.get("max_failed", cls.max_failed)),
-            max_rejected=float(gates.get("max_rejected", cls.max_rejected)),
-            min_kept=int(gates.get("min_kept", cls.min_kept)),
+            max_failed=int(gates.get("max_failed", usual.max_failed)),
+            max_rejected=float(gates.get("max_rejected", usual.max_rejected)),
+            min_kept=int(gates.get("min_kept", usual.min_kept)),
             strict=recipe.get("name") == "verbatim",
         )
 

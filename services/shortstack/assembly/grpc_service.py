@@ -14,7 +14,7 @@ from shortstack.assembly.rejected import rejected_records
 from shortstack.assembly.v1 import assembly_pb2 as pb
 from shortstack.assembly.v1.assembly_pb2_grpc import AssemblyServiceServicer
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Conflict, NotFound, Transient, did_you_mean
+from shortstack.core.errors import Conflict, NotFound, did_you_mean
 from shortstack.core.identity import DEFAULT_OWNER
 from shortstack.messages.v1.dataset_pb2 import (
     DATASET_STATE_DELETED,
@@ -136,8 +136,7 @@ class AssemblyServicer(AssemblyServiceServicer):
         )
 
     def _jobs(self, publication: str) -> list[JobSnapshot]:
-        if not self._training.wait_caught_up(_EFFECT_S):
-            raise Transient("training.state cannot be read to its end", remedy="See that Kafka is up, then try again.")
+        self._training.wait_caught_up(_EFFECT_S)
         records = self._training.values()
         return [r.job for r in records if r.WhichOneof("record") == "job" and r.job.publication == publication]
 

@@ -30,7 +30,7 @@ _FAILED = 1
 Name = Annotated[str, typer.Argument(help="Dataset name, or publication id.")]
 
 
-def state_name(state: ds.DatasetState) -> str:
+def state_name(state: ds.DatasetState.ValueType) -> str:
     """``ready``, ``held``, … of an enum value."""
     return ds.DatasetState.Name(state).removeprefix("DATASET_STATE_").lower()
 

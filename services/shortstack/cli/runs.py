@@ -24,7 +24,7 @@ _ENDED = (tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED)
 Id = Annotated[str, typer.Argument(help="Job id (ftjob-…) or run id.")]
 
 
-def job_state(state: tr.JobState) -> str:
+def job_state(state: tr.JobState.ValueType) -> str:
     """``running``, … of an enum value."""
     return tr.JobState.Name(state).removeprefix("JOB_STATE_").lower()
 

@@ -9,7 +9,7 @@ import typer
 
 from shortstack.cli.output import Json, console, errors, show
 from shortstack.core.config import ServiceConfig
-from shortstack.local.doctor import diagnose
+from shortstack.local.doctor import doctor as diagnose
 from shortstack.local.settings import LocalSettings
 from shortstack.local.stack import down as stop_stack
 from shortstack.local.stack import status as stack_status

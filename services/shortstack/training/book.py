@@ -261,7 +261,7 @@ class JobBook:
         stamp(job.updated_at, now)
         self.dirty.add(f"job/{job.job}")
 
-    def end(self, job: tr.JobSnapshot, state: tr.JobState, now: datetime) -> None:
+    def end(self, job: tr.JobSnapshot, state: tr.JobState.ValueType, now: datetime) -> None:
         """Gives a job its last state."""
         job.state = state
         stamp(job.finished_at, now)
@@ -276,7 +276,7 @@ class JobBook:
         self,
         job: tr.JobSnapshot,
         name: str,
-        state: tr.StepState,
+        state: tr.StepState.ValueType,
         message: str = "",
         done: int = 0,
         total: int = 0,

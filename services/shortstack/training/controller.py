@@ -175,8 +175,8 @@ class TrainingController:
         models = {r.model.name: r.model for r in self._models.values() if r.WhichOneof("record") == "model"}
         for job in list(self._book.jobs.values()):
             if job.state not in JOB_ENDED:
-                dataset = self._dataset_of(job, snapshots)
-                self._book.advance(job, dataset, models.get(job.model) if job.model else None, now)
+                found = self._dataset_of(job, snapshots)
+                self._book.advance(job, found, models.get(job.model) if job.model else None, now)
 
     @staticmethod
     def _dataset_of(job: tr.JobSnapshot, snapshots: list[DatasetSnapshot]) -> DatasetSnapshot | None:
@@ -281,7 +281,7 @@ class TrainingController:
             record = self._shown.get(key)
         return record.run.attempt if record is not None and record.run.state in _ACTIVE else 0
 
-    def _move(self, run: tr.RunSnapshot, state: tr.RunState) -> None:
+    def _move(self, run: tr.RunSnapshot, state: tr.RunState.ValueType) -> None:
         run.state = state
         stamp(run.updated_at, self._clock.now())
         self._book.dirty.add(f"run/{run.run}")

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from shortstack.core.clock import SystemClock
 from shortstack.core.grpc import GrpcServer
 from shortstack.core.health import Health, HealthServer
-from shortstack.core.lifecycle import run_service, run_until_signal
+from shortstack.core.lifecycle import Component, run_service, run_until_signal
 from shortstack.core.loop import Loop
 from shortstack.core.telemetry import Telemetry
 from shortstack.declarations.base_models import BaseModels
@@ -46,7 +46,7 @@ def run() -> int:
         add = (add_TrainingServiceServicer_to_server, servicer)
         server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
         page = HealthServer(config.host, config.http_port, health, telemetry.metrics.registry)
-        parts = [page, datasets, models, launcher, loop, server]
+        parts: list[Component] = [page, datasets, models, launcher, loop, server]
         return run_until_signal(parts, grace_s=config.shutdown_grace_s, log=telemetry.log)
 
 
