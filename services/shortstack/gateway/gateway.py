@@ -1,0 +1,136 @@
+"""The gateway put together: resources that live in the event loop, and the application over them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from sqlalchemy import Engine
+from starlette.types import ASGIApp
+
+from shortstack.core.clock import Clock
+from shortstack.core.grpc import aio_channel
+from shortstack.core.health import Health
+from shortstack.core.telemetry import Telemetry
+from shortstack.declarations.base_models import BaseModels
+from shortstack.gateway.app import build_app, operations_router
+from shortstack.gateway.chat.http import chat_router
+from shortstack.gateway.chat.prompter import Prompters, TokenizerCache
+from shortstack.gateway.chat.service import ChatService
+from shortstack.gateway.chat.upstream import Upstream, UpstreamTimeouts
+from shortstack.gateway.config import GatewayConfig
+from shortstack.gateway.files.http import files_router
+from shortstack.gateway.files.store import FileStore
+from shortstack.gateway.fine_tuning.http import jobs_router
+from shortstack.gateway.fine_tuning.service import JobService
+from shortstack.gateway.keys.auth import Authenticator
+from shortstack.gateway.keys.http import keys_router
+from shortstack.gateway.keys.store import KeyStore
+from shortstack.gateway.middleware import Edge
+from shortstack.gateway.routing.http import models_router
+from shortstack.gateway.routing.table import ModelPhase, RouteTable
+from shortstack.gateway.routing.watch import RouteWatch
+from shortstack.gateway.usage import UsageLedger
+from shortstack.prompts.formats import PromptFormats
+from shortstack.storage.blobs import BlobStore
+
+__all__ = ["Gateway", "Resources"]
+
+_BEAT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the gateway is built from; opened before the event loop starts."""
+
+    config: GatewayConfig
+    engine: Engine
+    blobs: BlobStore
+    base_models: BaseModels
+    telemetry: Telemetry
+    health: Health
+    clock: Clock
+
+
+class Gateway:
+    """Everything that lives in the event loop. `running` opens it, and gives the application.
+
+    Args:
+        resources: what it is built from.
+    """
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._health = resources.health
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[ASGIApp]:
+        """The application, with its loops running, until the block ends; then usage is written a last time."""
+        given = self._resources
+        config, telemetry = given.config, given.telemetry
+        self._health.ready("routes", False, f"serving at {config.serving_address} has not told its models yet")
+        async with AsyncExitStack() as stack:
+            serving = await stack.enter_async_context(aio_channel(config.serving_address))
+            training = await stack.enter_async_context(aio_channel(config.training_address))
+            ingestion = await stack.enter_async_context(aio_channel(config.ingestion_address))
+            timeouts = UpstreamTimeouts(
+                config.upstream_connect_timeout_s, config.upstream_read_timeout_s, config.stream_max_s
+            )
+            upstream = await stack.enter_async_context(Upstream(timeouts))
+            usage = UsageLedger(given.engine, telemetry.metrics, given.clock.now, telemetry.log)
+            stack.push_async_callback(usage.flush)
+            watch = RouteWatch(serving, config.model_aliases, self._routes_changed, telemetry.log)
+            keys = KeyStore(given.engine, given.clock)
+            auth = Authenticator(keys, config.key_cache_s, given.clock)
+            prompters = Prompters(TokenizerCache(given.blobs, config.folder / "tokenizers"), PromptFormats.builtin())
+            files = FileStore(given.engine, given.blobs, config.folder / "uploads", given.clock)
+            jobs = JobService(training, ingestion, files, given.base_models, config.rpc_timeout_s)
+            chat = ChatService(lambda: watch.table, prompters, upstream, telemetry.metrics)
+            for loop in (watch.run(), usage.run(config.usage_flush_s), self._beat()):
+                stack.push_async_callback(_end, _started(loop))
+            routers = [
+                chat_router(chat, auth, usage, config.messages_max),
+                models_router(lambda: watch.table, auth),
+                files_router(files, auth),
+                jobs_router(jobs, auth),
+                keys_router(keys, auth),
+                operations_router(self._health, telemetry.metrics),
+            ]
+            yield self._edge(routers)
+
+    def _edge(self, routers: list[APIRouter]) -> ASGIApp:
+        config, telemetry = self._resources.config, self._resources.telemetry
+        return Edge(
+            build_app(routers),
+            body_max=config.body_max_bytes,
+            upload_max=config.upload_max_bytes,
+            metrics=telemetry.metrics,
+            log=telemetry.log,
+        )
+
+    def _routes_changed(self, table: RouteTable) -> None:
+        self._health.ready("routes", True)
+        for phase in ModelPhase:
+            count = sum(1 for model in table.models.values() if model.phase is phase)
+            self._resources.telemetry.metrics.routes.labels(str(phase)).set(count)
+
+    async def _beat(self) -> None:
+        """The event loop turns: that is what alive means here."""
+        while True:
+            self._health.progress()
+            await asyncio.sleep(_BEAT_S)
+
+
+def _started(loop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.create_task(loop)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancels a loop; if it had died by itself, its error comes out here instead of vanishing."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
