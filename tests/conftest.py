@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from shortstack.local.broker import BrokerConfig, LocalBroker
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,3 +37,27 @@ def smollm2_dir() -> Path:
     if not (path / "tokenizer.json").exists():
         pytest.skip(f"needs the base model in {path}: `make run` or `make test` converts it")
     return path
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real broker for the session, empty at its beginning; jars are those of the checkout."""
+    folder = tmp_path_factory.mktemp("kafka")
+    with ExitStack() as probes:
+        found = [probes.enter_context(socket.socket()) for _ in range(2)]
+        for probe in found:
+            probe.bind(("127.0.0.1", 0))
+        port, controller_port = (int(probe.getsockname()[1]) for probe in found)
+    libs = Path(os.environ.get("SHORTSTACK_VAR", ROOT / "var")) / "kafka" / "libs"
+    config = BrokerConfig(
+        folder=folder,
+        log=folder / "kafka.log",
+        port=port,
+        controller_port=controller_port,
+        libs=libs,
+        java=os.environ.get("SHORTSTACK_JAVA"),
+    )
+    broker = LocalBroker(config)
+    broker.prepare()
+    with broker:
+        yield broker.bootstrap

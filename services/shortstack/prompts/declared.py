@@ -98,12 +98,18 @@ class DeclaredFormat(PromptFormat):
     def exchanges(self, messages: Sequence[Message]) -> list[Exchange]:
         marks: list[_Mark] = []
         pieces = self._pieces(messages, marks, opening=False)
+        learnt = self._learnt_separator()
         found = []
         for mark in marks:
             prompt = "".join(pieces[: mark.at])
-            answer, close = pieces[mark.at], self.declaration.close.text
-            found.append(Exchange(mark.index, prompt, answer, close, messages[mark.index].train))
+            close = self.declaration.close.text + (learnt if mark.index < len(messages) - 1 else "")
+            found.append(Exchange(mark.index, prompt, pieces[mark.at], close, messages[mark.index].train))
         return found
+
+    def _learnt_separator(self) -> str:
+        """The text between turns, where serving stops at it: then it closes every answer but the last."""
+        layout = self.declaration.layout
+        return layout.separator if isinstance(layout, Parts) and layout.separator in self.stop else ""
 
     @override
     def close_text(self) -> str:

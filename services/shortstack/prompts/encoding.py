@@ -209,7 +209,8 @@ class PromptEncoder:
             )
 
     def _refuse_unbreakable(self, special: SpecialTokens) -> None:
-        known = set(special.tokens)
+        # Characters that the vocabulary lacks come out as the unknown token: that one cannot be forged.
+        known = set(special.tokens) - {getattr(self.tokenizer.model, "unk_token", None)}
         for token in special.tokens:
             found = known.intersection(self._continuation.encode(self.guard(token), add_special_tokens=False).tokens)
             if found:
