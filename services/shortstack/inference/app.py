@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,6 +31,8 @@ from shortstack.inference.validation import Limits
 from shortstack.inference.wire import complete_body, complete_headers, step_event
 
 __all__ = ["Parts", "build_app"]
+
+_Handler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +181,13 @@ def build_app(parts: Parts) -> FastAPI:
     """The app, with every route; it owns nothing and starts nothing."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     routes = Routes(parts)
-    posts = {
+    posts: dict[str, _Handler] = {
         "/": routes.compat,
         "/generate": routes.generate,
         "/generate_stream": routes.generate_stream,
         "/tokenize": routes.tokenize,
     }
-    gets = {
+    gets: dict[str, _Handler] = {
         "/": routes.health,
         "/health": routes.health,
         "/ping": routes.health,

@@ -7,7 +7,7 @@ serde's words, without its line and column (`tgi-wire/05`); rules on values are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, get_args
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
@@ -33,7 +33,7 @@ class _Body(BaseModel):
 class Grammar(_Body):
     """A constraint on the answer; named so that it can be refused by name (grammars are not supported)."""
 
-    type: StrictStr
+    type: Literal["json", "json_object", "regex", "json_schema"]
     value: Any
 
 
@@ -102,6 +102,9 @@ def _serde_words(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         inner = ".".join(str(part) for part in path[:-1])
         return f"{inner + ': ' if inner else ''}missing field `{path[-1]}`"
+    if error["type"] == "literal_error":
+        known = "`, `".join(get_args(Grammar.model_fields["type"].annotation))
+        return f"{'.'.join(map(str, path))}: unknown variant `{error['input']}`, expected one of `{known}`"
     names = [part for part in path if isinstance(part, str)]
     nested = bool(path) and isinstance(path[-1], int)
     expected = "a string" if nested or not names else _EXPECTED.get(names[-1], "a string")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from shortstack.core.errors import ShortstackError
 from shortstack.inference.engine.adapters import Adapters
 from shortstack.inference.engine.answer import Answer, Event, Failure, Step, Token
 from shortstack.inference.engine.engine import Engine
+from shortstack.inference.engine.lora import Adapter
 from shortstack.inference.errors import Overloaded, wire_error
 from shortstack.inference.generate_request import TextRequest
 from shortstack.inference.metrics import Metrics
@@ -85,93 +85,114 @@ class Generation:
         Raises:
             ShortstackError: as `errors.wire_error` lists; `asyncio.CancelledError` when the client left.
         """
-        with self._counted():
+        with self._counted() as outcome:
             count = check_best_of(request.parameters, self._limits)
             with self._permits.taken(count):
                 drawn = await asyncio.gather(*(self._complete_one(request) for _ in range(count)))
             best = sorted(drawn, key=lambda completion: completion.mean_logprob, reverse=True)
-            self._succeeded(best[0].answer, best[0].validation, best[0].total)
+            outcome.succeeded(best[0].answer, best[0].validation, best[0].total)
             return best
 
-    async def stream(self, request: TextRequest) -> AsyncIterator[Step]:
+    async def stream(self, request: TextRequest) -> AsyncGenerator[Step, None]:
         """The steps of one answer. Leaving the iterator early frees the request's row.
 
         Raises:
             ShortstackError: at the first step or in the middle, as `errors.wire_error` lists.
         """
-        with self._counted():
+        with self._counted() as outcome:
             check_stream(request.parameters)
             with self._permits.taken(1):
                 began = time.monotonic()
-                job = await self._validated(request)
+                job, adapter = await self._validated(request)
                 validation = time.monotonic() - began
-                async with self._running(job) as events:
-                    async for step in events:
+                async with self._running(job, adapter) as steps:
+                    async for step in steps:
                         if step.answer is not None:
-                            self._succeeded(step.answer, validation, time.monotonic() - began)
+                            outcome.succeeded(step.answer, validation, time.monotonic() - began)
                         yield step
 
     async def run(self, job: Job) -> Answer:
         """Runs a job outside permits and metrics; for the health probe."""
-        async with self._running(job) as events:
-            async for step in events:
+        async with self._running(job, None) as steps:
+            async for step in steps:
                 if step.answer is not None:
                     return step.answer
         raise AssertionError("the engine ended a request without an answer or a failure")
 
     async def _complete_one(self, request: TextRequest) -> Completion:
         began = time.monotonic()
-        job = await self._validated(request)
+        job, adapter = await self._validated(request)
         validation = time.monotonic() - began
-        async with self._running(job) as events:
-            steps = [step async for step in events]
+        async with self._running(job, adapter) as running:
+            steps = [step async for step in running]
         answer = steps[-1].answer
         assert answer is not None
         tokens, top = tuple(step.token for step in steps), tuple(step.top for step in steps)
         return Completion(answer, tokens, top, validation, time.monotonic() - began)
 
-    async def _validated(self, request: TextRequest) -> Job:
+    async def _validated(self, request: TextRequest) -> tuple[Job, Adapter | None]:
         """Tokenizes in a thread: a body may hold two million bytes, and streams go on meanwhile."""
         job = await asyncio.to_thread(validate, request, self._limits, self._codec.encode)
-        self._adapters.get(job.adapter_id)
+        adapter = self._adapters.get(job.adapter_id)
         self._metrics.input_length.observe(len(job.prompt))
         self._metrics.max_new_tokens.observe(job.max_new_tokens)
-        return job
+        return job, adapter
 
     @asynccontextmanager
-    async def _running(self, job: Job) -> AsyncIterator[AsyncIterator[Step]]:
+    async def _running(self, job: Job, adapter: Adapter | None) -> AsyncIterator[AsyncIterator[Step]]:
         """Steps of a submitted job; the job is cancelled when the block is left."""
         events: asyncio.Queue[Event] = asyncio.Queue()
-        sink = partial(asyncio.get_running_loop().call_soon_threadsafe, events.put_nowait)
-        sequence = self._engine.submit(job, self._adapters.get(job.adapter_id), sink)
+        loop = asyncio.get_running_loop()
+
+        def sink(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        sequence = self._engine.submit(job, adapter, sink)
         try:
             yield _steps(events)
         finally:
             self._engine.cancel(sequence)
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self) -> Iterator[_Outcome]:
+        """Counts a request and how it ended: as the block said, or by the error that left it."""
         self._metrics.request_count.add()
+        outcome = _Outcome(self._metrics)
         try:
-            yield
+            yield outcome
         except ShortstackError as error:
-            self._metrics.request_failure.add(err=wire_error(error).metric)
+            outcome.failed(wire_error(error).metric)
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            self._metrics.request_failure.add(err="dropped")
+            outcome.failed("dropped")
             raise
 
-    def _succeeded(self, answer: Answer, validation: float, total: float) -> None:
-        times = self._metrics.request_times
+
+class _Outcome:
+    """How one request ended; the first word counts, so a client that leaves after the last token was served."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._settled = False
+
+    def failed(self, reason: str) -> None:
+        """Counts a failure."""
+        if not self._settled:
+            self._metrics.request_failure.add(err=reason)
+        self._settled = True
+
+    def succeeded(self, answer: Answer, validation: float, total: float) -> None:
+        """Counts an answer that was sent whole; times in seconds."""
+        self._settled = True
         self._metrics.request_success.add()
         self._metrics.generated_tokens.observe(answer.tokens)
+        times = self._metrics.request_times
         times.total.observe(total)
         times.validation.observe(validation)
         times.queue.observe(answer.times.queue)
         times.inference.observe(answer.times.inference)
         times.per_token.observe(answer.times.inference / answer.tokens)
-        for _ in range(answer.tokens):
-            self._metrics.skipped_tokens.observe_zero()
+        self._metrics.skipped_tokens.observe_zeros(answer.tokens)
 
 
 async def _steps(events: asyncio.Queue[Event]) -> AsyncIterator[Step]:

@@ -126,10 +126,10 @@ class Summary(_Metric):
         super().__init__(name, described)
         self._count = 0
 
-    def observe_zero(self) -> None:
-        """Adds one value, which is 0."""
+    def observe_zeros(self, count: int) -> None:
+        """Adds ``count`` values, each 0."""
         with self._lock:
-            self._count += 1
+            self._count += count
 
     def _samples(self) -> Iterator[str]:
         if not self._count:

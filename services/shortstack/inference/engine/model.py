@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from shortstack.core.errors import Fatal
 from shortstack.inference.engine.kv_rows import KeyValueRows, KeyValueShape
@@ -72,6 +73,7 @@ def load_model(folder: Path, dtype: str, device: str, threads: int) -> CausalMod
         Fatal: the folder is no model, or one whose attention this server's cache does not serve.
     """
     torch.set_num_threads(threads)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     where = f"MODEL_ID {folder}"
     if not (folder / "config.json").is_file():
@@ -81,7 +83,7 @@ def load_model(folder: Path, dtype: str, device: str, threads: int) -> CausalMod
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
             raise Fatal(f"attention of kind {sorted(kinds)} cannot be served", where=where, remedy="Use TGI for it.")
-        module = AutoModelForCausalLM.from_pretrained(
+        module: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -136,7 +136,7 @@ def choose(logits: Tensor, choosers: Sequence[Chooser], histories: Sequence[Sequ
 
     A row with a NaN or an infinity gives None: its request has failed, and no other row is touched.
     """
-    scores = logits.float()
+    scores = logits.to(torch.float32, copy=True)
     sound = scores.isfinite().all(-1).tolist()
     for row, (chooser, ids) in enumerate(zip(choosers, histories, strict=True)):
         if sound[row] and not chooser.plain:
