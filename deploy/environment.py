@@ -62,6 +62,11 @@ def is_prepared() -> bool:
     return jars and any((var / "kafka" / "archive").glob("*")) and any((var / "models").glob("*/manifest.json"))
 
 
+def has_torch() -> bool:
+    """Whether the environment holds the large part already; then its build of torch is kept."""
+    return PYTHON.exists() and any(VENV.glob("lib/python*/site-packages/torch"))
+
+
 def var_folder() -> Path:
     """The folder of data, models and logs."""
     return Path(os.environ.get("SHORTSTACK_VAR", "") or ROOT / "var").expanduser().absolute()
@@ -78,8 +83,12 @@ def set_up(extra: str) -> None:
         began = time.monotonic()
         if not is_installed(extra):
             uv = find_uv()
-            backend = choose_torch(uv)
-            announce(extra, backend)
+            if has_torch():
+                say("The declared packages changed; fetching what is new.")
+                backend = ""
+            else:
+                backend = choose_torch(uv)
+                announce(extra, backend)
             install(uv, extra, backend)
         if not is_prepared():
             say("Preparing the broker (45 MB) and the base model (0.3 GB on disk): about a minute.")
