@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shortstack.core.errors import Fatal
+from shortstack.prompts.special_tokens import read_json
 from shortstack.training.trainer.failure import TrainingFailed
 from shortstack.training.trainer.files import digest_of, file_digests, sync_tree, verified, write_json
 from shortstack.training.trainer.formats import ServedFormat
@@ -133,7 +134,8 @@ def _write_configs(base: Path, folder: Path, served: ServedFormat) -> None:
     given = {key: value for key, value in generation.items() if value is not None}
     write_json(folder / "generation_config.json", given)
     shutil.copyfile(base / "tokenizer.json", folder / "tokenizer.json")
-    tokenizer = tokenizer_config(_read(base / "tokenizer_config.json"), served)
+    declared = read_json(base / "special_tokens_map.json") | read_json(base / "tokenizer_config.json")
+    tokenizer = tokenizer_config(declared, served)
     write_json(folder / "tokenizer_config.json", tokenizer)
     names = ("bos_token", "eos_token", "pad_token", "unk_token", "additional_special_tokens")
     write_json(folder / "special_tokens_map.json", {name: tokenizer[name] for name in names if tokenizer.get(name)})
@@ -146,13 +148,13 @@ def legacy_config(config: Mapping[str, Any], *, eos_ids: Sequence[int]) -> dict[
     level, which transformers 5 reads as well. Linear interpolation, which TGI's rotary code passes over, is
     written as the ``llama3`` type with constants that give the same inverse frequencies.
     """
-    legacy = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "name_or_path")}
-    legacy = {key: value for key, value in legacy.items() if not key.startswith("_")}
+    legacy = {key: value for key, value in config.items() if key != "dtype" and not key.startswith("_")}
     legacy["torch_dtype"] = "bfloat16"
     legacy["use_cache"] = True
     legacy["eos_token_id"] = eos_ids[0] if len(eos_ids) == 1 else list(eos_ids)
     rope = dict(config.get("rope_parameters") or {})
-    if "rope_theta" in rope:
+    if "rope_theta" in rope:  # else it is nested by layer type, for which transformers 4 has no common form
+        del legacy["rope_parameters"]
         legacy["rope_theta"] = rope.pop("rope_theta")
         legacy["rope_scaling"] = _rope_scaling(rope)
     return legacy

@@ -61,6 +61,11 @@ def test_rope_scaling_stands_at_the_top_and_linear_reads_as_llama3() -> None:
     }
 
 
+def test_rope_parameters_by_layer_type_stay_as_they_are() -> None:
+    nested = {"full_attention": {"rope_theta": 1e6, "rope_type": "default"}}
+    assert legacy_config({"rope_parameters": nested}, eos_ids=[2])["rope_parameters"] == nested
+
+
 @pytest.mark.parametrize("factor", [2.0, 4.0])
 def test_linear_written_as_llama3_turns_every_frequency_alike(factor: float) -> None:
     """The rule of Llama 3's rotary scaling, after transformers' ``_compute_llama3_parameters``."""
