@@ -59,24 +59,34 @@ def ensure_base_model(root: Path) -> Path:
     target = models / BASE_MODEL
     if not inspect_base_model(root):
         return target
-    models.mkdir(parents=True, exist_ok=True)
-    with _exclusive(models / f".{BASE_MODEL}.lock"):
-        if not inspect_base_model(root):
-            return target
-        source = find_gguf()
-        _require_room(models)
-        building = Path(tempfile.mkdtemp(prefix=f".{BASE_MODEL}.", dir=models))
-        try:
-            _convert(source, building)
-            _write_manifest(building, source)
-            building.chmod(0o755)
-            if target.exists():
-                shutil.rmtree(target)
-            building.rename(target)
-            _sync_folder(models)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        with _exclusive(models / f".{BASE_MODEL}.lock"):
+            if inspect_base_model(root):
+                _build(find_gguf(), target)
+    except OSError as error:
+        raise Fatal(
+            f"it cannot be written ({error.strerror or error})",
+            where=str(models),
+            remedy="Free some disk space, or set SHORTSTACK_VAR to a folder that can be written.",
+        ) from error
     return target
+
+
+def _build(source: Path, target: Path) -> None:
+    """Converts beside ``target`` and puts the whole folder into its place."""
+    _require_room(target.parent)
+    building = Path(tempfile.mkdtemp(prefix=f".{BASE_MODEL}.", dir=target.parent))
+    try:
+        _convert(source, building)
+        _write_manifest(building, source)
+        building.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        building.rename(target)
+        _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def inspect_base_model(root: Path, *, full: bool = False) -> list[BaseModelFault]:
@@ -89,7 +99,7 @@ def inspect_base_model(root: Path, *, full: bool = False) -> list[BaseModelFault
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         files: Mapping[str, Mapping[str, Any]] = manifest["files"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return [BaseModelFault(_MANIFEST, "not there, so the model was never converted as a whole")]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         return [BaseModelFault(_MANIFEST, f"not readable as a manifest ({error})")]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,3 +43,18 @@ def test_without_the_package_the_error_says_how_to_get_it(tmp_path: Path, monkey
         ensure_base_model(tmp_path)
     assert "make run" in caught.value.remedy
     assert not (tmp_path / "models" / BASE_MODEL).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "var").write_text("a file where the folder should be")
+    with pytest.raises(Fatal, match="cannot be written") as caught:
+        ensure_base_model(tmp_path / "var")
+    assert "SHORTSTACK_VAR" in caught.value.remedy
+
+
+def test_a_full_disk_is_said_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shortstack.local.base_model.find_gguf", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5 * 2**20))
+    with pytest.raises(Fatal, match="5 MiB are free, the base model needs 600"):
+        ensure_base_model(tmp_path)
+    assert [file.name for file in (tmp_path / "models").iterdir()] == [f".{BASE_MODEL}.lock"]
