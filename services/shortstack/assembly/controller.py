@@ -294,7 +294,7 @@ class DatasetController:
         if not dataset.dirty:
             return
         known = self._snapshots.get(publication)
-        moved = known is None or known.state != dataset.snapshot.state
+        moved = known is None or _standing(known) != _standing(dataset.snapshot)
         if moved or now - self._written_at.get(publication, 0) >= self._config.assembly_progress_s:
             self._write(publication, dataset)
 
@@ -329,3 +329,8 @@ class DatasetController:
                 clock=self._clock,
             )
         )
+
+
+def _standing(snapshot: DatasetSnapshot) -> tuple[int, int, int, bool]:
+    """What is written at once when it changes; the rest is progress."""
+    return snapshot.state, snapshot.publication.attempt, len(snapshot.wishes), snapshot.accepted_by_operator

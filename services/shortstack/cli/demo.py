@@ -130,7 +130,7 @@ def _base_model(api: openai.OpenAI) -> str:
 
 def _publish(connection: Connection, folder: Path, publication: dict[str, Any]) -> ds.DatasetSnapshot:
     """One message, as any producer may send it; then the records' way, live."""
-    root = folder.parent.parent
+    root = folder.parent
     uris = [str(root / uri) for uri in publication["source"]["uris"]]
     recipe = publication.get("recipe")
     message = {**publication, "source": {**publication["source"], "uris": uris}}

@@ -262,7 +262,9 @@ def _check_steps(steps: Any, where: str) -> None:
         if isinstance(step, StepSettings):
             continue
         if not isinstance(step, dict) or not isinstance(step.get("step"), str):
-            raise Invalid('a step is a mapping with the key "step"', where=where, remedy=did_you_mean("", STEPS), param=at)
+            raise Invalid(
+                'a step is a mapping with the key "step"', where=where, remedy=did_you_mean("", STEPS), param=at
+            )
         name = step["step"]
         if name not in STEPS:
             raise Invalid(f'step "{name}" is not known', where=at, remedy=did_you_mean(name, STEPS), param=f"{at}.step")
@@ -270,5 +272,8 @@ def _check_steps(steps: Any, where: str) -> None:
             if key not in STEPS[name].model_fields:
                 known = [field for field in STEPS[name].model_fields if field not in ("step", "version")]
                 raise Invalid(
-                    f'step {name} has no field "{key}"', where=at, remedy=did_you_mean(str(key), known), param=f"{at}.{key}"
+                    f'step {name} has no field "{key}"',
+                    where=at,
+                    remedy=did_you_mean(str(key), known),
+                    param=f"{at}.{key}",
                 )

@@ -23,7 +23,9 @@ def invalid_from(error: ValidationError, model: type[BaseModel], *, where: str =
     param = ".".join(str(part) for part in path) or None
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, path[:-1])
-        return Invalid(f'"{param}" is not a known key', where=where, remedy=did_you_mean(str(path[-1]), known), param=param)
+        return Invalid(
+            f'"{param}" is not a known key', where=where, remedy=did_you_mean(str(path[-1]), known), param=param
+        )
     if first["type"] == "missing":
         return Invalid(f'"{param}" is missing', where=where, remedy=f'Add "{path[-1]}".', param=param)
     if first["type"] == "literal_error" and isinstance(first["input"], str):

@@ -1,0 +1,98 @@
+"""Versions: same records, same version; laws of the counts; where each record went."""
+
+from __future__ import annotations
+
+import orjson
+import pyarrow.parquet as pq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.assembly.ledgers import publication, segment
+
+from shortstack.assembly.assemble import assemble
+from shortstack.assembly.plan import AssemblyPlan, MixIn, Segment
+from shortstack.records.schema import records_of
+from shortstack.storage.blobs import BlobStore, MemoryBlobStore
+
+Answers = st.lists(st.sampled_from(["a", "b", "c", "d", "e", ""]), min_size=1, max_size=30)
+
+
+def plan(blobs: BlobStore, batches: list[tuple[int, int, list[str]]], **settings: object) -> AssemblyPlan:
+    entries = [segment(blobs, publication(), source, first, answers) for source, first, answers in batches]
+    return AssemblyPlan(
+        storage_url="memory://",
+        prefix="publications/default/pub-faq",
+        segments=[Segment(e.segment, e.sha256, e.source) for e in entries],
+        **settings,
+    )
+
+
+def answers_of(blobs: BlobStore, manifest: str, split: str = "train") -> list[str]:
+    shards = orjson.loads(blobs.get(manifest))["splits"][split]["shards"]
+    tables = [pq.read_table(blobs.stream(shard["key"])) for shard in shards]
+    return [record.messages[-1].content for table in tables for record in records_of(table)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(answers=Answers, cut=st.integers(1, 30))
+def test_the_version_does_not_depend_on_how_records_were_batched(answers: list[str], cut: int) -> None:
+    whole, parts = MemoryBlobStore(), MemoryBlobStore()
+    one = assemble(plan(whole, [(0, 0, answers)]), whole)
+    batches = [(0, first, answers[first : first + cut]) for first in range(0, len(answers), cut)]
+    several = assemble(plan(parts, batches), parts)
+
+    assert one.version == several.version
+    assert answers_of(whole, one.manifest) == answers_of(parts, several.manifest)
+
+
+@settings(max_examples=25, deadline=None)
+@given(answers=Answers, validation=st.sampled_from([0.0, 0.3, 2.0]))
+def test_kept_is_chosen_and_duplicates_and_splits_are_disjoint(answers: list[str], validation: float) -> None:
+    blobs = MemoryBlobStore()
+    version = assemble(plan(blobs, [(0, 0, answers)], validation=validation), blobs)
+
+    assert version.kept == version.chosen + version.duplicates
+    assert version.written == version.chosen == version.train + version.validation
+    train = answers_of(blobs, version.manifest, "train")
+    held = answers_of(blobs, version.manifest, "validation")
+    assert sorted(train + held) == sorted(set(answers) - {""})
+
+
+def test_doing_it_twice_writes_the_same_objects() -> None:
+    blobs = MemoryBlobStore()
+    made = plan(blobs, [(0, 0, ["a", "b", "a"]), (1, 0, ["c"])])
+
+    assert assemble(made, blobs) == assemble(made, blobs)
+
+
+def test_the_first_of_equal_records_stays_and_the_others_are_named() -> None:
+    blobs = MemoryBlobStore()
+    version = assemble(plan(blobs, [(0, 0, ["a", "b"]), (1, 0, ["b", "a"])]), blobs)
+
+    assert orjson.loads(blobs.get(version.duplicates_object)) == [["1/0", "0/1"], ["1/1", "0/0"]]
+
+
+def test_verbatim_keeps_order_and_duplicates() -> None:
+    blobs = MemoryBlobStore()
+    version = assemble(plan(blobs, [(0, 0, ["b", "a", "b"])], deduplicate="none", order="source"), blobs)
+
+    assert answers_of(blobs, version.manifest) == ["b", "a", "b"]
+
+
+def test_a_seed_changes_the_order_and_nothing_else() -> None:
+    blobs, letters = MemoryBlobStore(), [chr(97 + n) for n in range(26)]
+    one = assemble(plan(blobs, [(0, 0, letters)], seed=1), blobs)
+    two = assemble(plan(blobs, [(0, 0, letters)], seed=2), blobs)
+
+    assert answers_of(blobs, one.manifest) != answers_of(blobs, two.manifest)
+    assert sorted(answers_of(blobs, one.manifest)) == sorted(answers_of(blobs, two.manifest))
+
+
+def test_mixing_in_by_factor() -> None:
+    blobs = MemoryBlobStore()
+    other = assemble(plan(blobs, [(0, 0, ["x", "y"])]), blobs)
+    mixed = assemble(
+        plan(blobs, [(0, 0, ["a"])], mix=[MixIn("other", other.version, other.manifest, 3.0)], seed=7), blobs
+    )
+
+    assert sorted(answers_of(blobs, mixed.manifest)) == ["a", *"xxx", *"yyy"]
+    assert (mixed.chosen, mixed.mixed_in, mixed.written) == (1, 6, 7)

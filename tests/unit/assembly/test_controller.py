@@ -1,0 +1,196 @@
+"""The dataset controller on an in-memory broker: from entries to a ready dataset, and through restarts."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import orjson
+import pytest
+from google.protobuf.message import Message as ProtoMessage
+from tests.unit.assembly.ledgers import accepted, announced, publication, segment
+
+from shortstack.assembly.assemble import assemble
+from shortstack.assembly.config import AssemblyConfig
+from shortstack.assembly.controller import DatasetController
+from shortstack.assembly.plan import AssembledVersion, AssemblyPlan
+from shortstack.core.clock import FakeClock, SystemClock
+from shortstack.core.telemetry import Telemetry
+from shortstack.messages.v1 import dataset_pb2 as ds
+from shortstack.storage.blobs import MemoryBlobStore
+from shortstack.streams import topics
+from shortstack.streams.envelope import outbound
+from shortstack.streams.memory import MemoryBroker
+
+DEADLINE_S = 20
+
+
+class World:
+    """A broker, a store, and a controller that can be started anew on them."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryBroker(SystemClock())
+        self.broker.apply(topics.TOPICS.values())
+        self.blobs = MemoryBlobStore()
+        self.clock = FakeClock(datetime(2026, 1, 1, tzinfo=UTC))
+        self.assembled: list[AssemblyPlan] = []
+        self._producer = self.broker.producer()
+
+    def send(self, topic: topics.Topic, key: str, message: ProtoMessage | dict) -> None:
+        value = orjson.dumps(message) if isinstance(message, dict) else message.SerializeToString()
+        self._producer.send(outbound(topic, key, value, type="test", source="test", clock=self.clock))
+        self._producer.flush(5)
+
+    def event(self, event: ds.PublicationEvent) -> None:
+        self.send(topics.DATASETS_PUBLICATIONS, "pub-faq", event)
+
+    def entry(self, entry: ds.BatchEntry) -> None:
+        self.send(topics.RECORDS_FORMATTED, "pub-faq", entry)
+
+    def _assemble(self, plan: AssemblyPlan) -> AssembledVersion:
+        self.assembled.append(plan)
+        return assemble(plan, self.blobs)
+
+    @contextmanager
+    def controller(self) -> Iterator[DatasetController]:
+        config = AssemblyConfig(storage_url="memory://", assembly_progress_s=0.001)
+        with Telemetry.start("assembly", config) as telemetry:
+            controller = DatasetController(
+                self.broker, self.blobs, self._assemble, config=config, telemetry=telemetry, clock=self.clock
+            )
+            controller.open()
+            try:
+                yield controller
+            finally:
+                controller.close()
+
+    def count(self, topic: topics.Topic) -> int:
+        reader = self.broker.reader([topic.name])
+        found = 0
+        while not reader.caught_up():
+            found += len(reader.poll(0.01))
+        reader.close()
+        return found
+
+
+def turn_until(controller: DatasetController, met: Callable[[dict[str, ds.DatasetSnapshot]], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        controller.turn()
+        if met(controller.snapshots()):
+            return
+    raise AssertionError(f"not reached: {controller.snapshots()}")
+
+
+def state_is(state: int) -> Callable[[dict[str, ds.DatasetSnapshot]], bool]:
+    return lambda snapshots: "pub-faq" in snapshots and snapshots["pub-faq"].state == state
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def publish(world: World, answers: list[str], **more: object) -> ds.Publication:
+    made = publication(**more)
+    world.event(accepted(made))
+    world.event(announced(made, 0, len(answers)))
+    world.entry(segment(world.blobs, made, 0, 0, answers))
+    return made
+
+
+def test_a_whole_dataset_becomes_ready_and_is_announced_once(world: World) -> None:
+    publish(world, ["a", "b", "a", ""])
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_READY))
+        counts = controller.snapshots()["pub-faq"].counts
+
+    assert (counts.records, counts.kept, counts.rejected, counts.duplicates, counts.written) == (4, 3, 1, 1, 2)
+    assert world.count(topics.DATASETS_READY) == 1
+
+
+def test_a_restart_on_a_finished_stack_does_nothing(world: World) -> None:
+    publish(world, ["a", "b"])
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_READY))
+    before = len(world.assembled), world.count(topics.DATASETS_READY)
+
+    with world.controller() as again:
+        for _ in range(5):
+            again.turn()
+        assert again.snapshots()["pub-faq"].state == ds.DATASET_STATE_READY
+
+    assert (len(world.assembled), world.count(topics.DATASETS_READY)) == before
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_topics_have_no_common_order(world: World, order: tuple[int, ...]) -> None:
+    made = publication()
+    steps = [
+        lambda: world.event(accepted(made)),
+        lambda: world.event(announced(made, 0, 2)),
+        lambda: world.entry(segment(world.blobs, made, 0, 0, ["a", "b"])),
+    ]
+    with world.controller() as controller:
+        for number in order:
+            steps[number]()
+            controller.turn()
+        turn_until(controller, state_is(ds.DATASET_STATE_READY))
+
+
+def test_held_until_accepted(world: World) -> None:
+    made = publish(world, ["a", *[""] * 30])
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_HELD))
+        assert world.assembled == []
+        command = {"kind": "accept", "owner": "default", "publication": made.publication, "attempt": 1}
+        world.send(topics.DATASETS_COMMANDS, "faq", command)
+        turn_until(controller, state_is(ds.DATASET_STATE_READY))
+
+
+def test_nothing_usable_fails_and_is_never_assembled(world: World) -> None:
+    publish(world, ["", ""])
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_FAILED))
+        assert controller.snapshots()["pub-faq"].code == "no_usable_record"
+    assert world.assembled == []
+
+
+def test_an_incomplete_dataset_stalls_by_name_and_goes_on_when_the_rest_comes(world: World) -> None:
+    made = publication()
+    world.event(accepted(made))
+    world.event(announced(made, 0, 4))
+    world.entry(segment(world.blobs, made, 0, 0, ["a", "b"]))
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_FORMATTING))
+        world.clock.advance(901)
+        turn_until(controller, state_is(ds.DATASET_STATE_STALLED))
+        assert "source 0 records 2-3" in controller.snapshots()["pub-faq"].message
+        world.entry(segment(world.blobs, made, 0, 2, ["c", "d"]))
+        turn_until(controller, state_is(ds.DATASET_STATE_READY))
+
+
+def test_another_wish_on_a_ready_dataset_is_added_and_nothing_is_assembled_again(world: World) -> None:
+    publish(world, ["a"], train_json='{"lora_r":8}')
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_READY))
+        for _ in range(2):
+            world.event(accepted(publication(train_json='{"lora_r":16}')))
+        turn_until(controller, lambda s: len(s["pub-faq"].wishes) == 2)
+        assert controller.snapshots()["pub-faq"].state == ds.DATASET_STATE_READY
+    assert len(world.assembled) == 1
+
+
+def test_a_deleted_dataset_loses_its_text(world: World) -> None:
+    made = publish(world, ["a"])
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_READY))
+        manifest = controller.snapshots()["pub-faq"].manifest
+        command = {"kind": "delete", "owner": "default", "publication": made.publication, "attempt": 1, "at": "now"}
+        world.send(topics.DATASETS_COMMANDS, "faq", command)
+        turn_until(controller, state_is(ds.DATASET_STATE_DELETED))
+        controller.turn()
+    assert not world.blobs.exists(manifest)
