@@ -37,6 +37,9 @@ def contents() -> st.SearchStrategy[str]:
     return st.lists(piece, max_size=6).map("".join)
 
 
+CONTENTS = contents()
+
+
 @st.composite
 def conversations(draw: st.DrawFn, roles: Sequence[str], *, system_anywhere: bool, begins_asked: bool) -> list[Message]:
     """One to three answers, each after up to three messages of ``roles``.
@@ -49,15 +52,15 @@ def conversations(draw: st.DrawFn, roles: Sequence[str], *, system_anywhere: boo
     """
     messages: list[Message] = []
     if "system" in roles and draw(st.booleans()):
-        messages.append(Message("system", draw(contents())))
+        messages.append(Message("system", draw(CONTENTS)))
     asking = [role for role in roles if role != "system" or system_anywhere]
     for turn in range(draw(st.integers(1, 3))):
         if begins_asked and turn == 0:
-            messages.append(Message("user", draw(contents())))
+            messages.append(Message("user", draw(CONTENTS)))
         for role in draw(st.lists(st.sampled_from(asking), max_size=3)):
-            messages.append(Message(role, draw(contents())))
+            messages.append(Message(role, draw(CONTENTS)))
         calls = draw(st.sampled_from((None, None, None, '[{"type": "function"}]')))
-        messages.append(Message("assistant", draw(contents()), train=draw(st.booleans()), tool_calls=calls))
+        messages.append(Message("assistant", draw(CONTENTS), train=draw(st.booleans()), tool_calls=calls))
     if draw(st.booleans()):
-        messages.append(Message("user", draw(contents())))
+        messages.append(Message("user", draw(CONTENTS)))
     return messages

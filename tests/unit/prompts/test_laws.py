@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jinja2
@@ -18,7 +19,7 @@ from shortstack.records.message import Message
 
 NAMES = ("base", *PromptFormats.builtin().names())
 QUICK = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 every_format = pytest.mark.parametrize("name", NAMES)
 
@@ -42,6 +43,7 @@ def as_json(messages: list[Message]) -> list[dict[str, Any]]:
     ]
 
 
+@functools.cache
 def jinja(source: str) -> jinja2.Template:
     """A template as transformers compiles it; not the environment that the product renders with."""
 
