@@ -125,7 +125,7 @@ def serving(tiny_model: Path) -> Callable[..., Any]:
     """Serves the tiny model in float32 with the given settings."""
 
     def start(**settings: Any) -> Any:
-        return _serving(InferenceConfig(model_id=tiny_model, port=0, dtype="float32", **settings))
+        return _serving(InferenceConfig(**{"model_id": tiny_model, "port": 0, "dtype": "float32", **settings}))
 
     return start
 

@@ -153,6 +153,12 @@ def test_an_accepted_request_always_fits(tokens: int, new: int | None, total: in
         assert len(job.prompt) + job.max_new_tokens <= total
 
 
+def accept(body: str, media: str) -> None:
+    text = parse_body(body.encode(), media)
+    check_best_of(text.parameters, RECORDED)
+    validate(text, RECORDED, words)
+
+
 def exchanges(path: Path) -> Iterator[tuple[str, str, str, str, str]]:
     """(title, content type, request body, status line, reply body) of a capture file."""
     for section in re.split(r"\n(?====== )", path.read_text("utf-8")):
@@ -175,14 +181,10 @@ def test_every_recorded_refusal_of_the_real_router_is_ours_too(shared_dir: Path)
         if title in {"empty body", "invalid utf-8", "grammar json not a schema"}:
             continue  # bytes that the capture cannot show, and grammars, which this server refuses altogether
         if status.startswith("HTTP/1.1 200"):
-            text = parse_body(body.encode(), media)
-            check_best_of(text.parameters, RECORDED)
-            validate(text, RECORDED, words)
+            accept(body, media)
         elif reply.startswith("{"):
             with pytest.raises(Rejected) as rejected:
-                text = parse_body(body.encode(), media)
-                check_best_of(text.parameters, RECORDED)
-                validate(text, RECORDED, words)
+                accept(body, media)
             assert wire_error(rejected.value).body == orjson.loads(reply), title
         else:
             with pytest.raises(BodyRefused) as refused:

@@ -39,6 +39,13 @@ class Batch:
             self.decoding.append(self.reading)
             self.reading = None
 
+    def drop_all(self) -> list[Sequence]:
+        """Takes every request out, without a tensor operation: the device may be what failed."""
+        dropped = self.all
+        self.decoding, self.reading = [], None
+        self._rows.clear()
+        return dropped
+
     def remove(self, sequence: Sequence) -> None:
         """Takes a request out, closes the gap, and wipes the row that is free."""
         last = len(self.decoding)

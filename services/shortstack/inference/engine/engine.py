@@ -104,15 +104,22 @@ class Engine:
         return counts
 
     def _run(self) -> None:
-        while self._wait_for_work():
+        with torch.inference_mode():
             try:
-                with torch.inference_mode():
-                    self._step()
-            except Exception as error:  # noqa: BLE001  (the thread must outlive any request; they are told)
-                _LOG.exception("a step failed; the requests in it are told so")
-                self._fail_all(GenerationFailed(str(error)))
-            self._last_step = self._clock()
-        self._fail_all(Incomplete("the server stopped before the answer was whole"))
+                while self._wait_for_work():
+                    self._guarded_step()
+            finally:
+                with self._changed:
+                    self._stopping = True
+                self._fail_all(Incomplete("the server stopped before the answer was whole"))
+
+    def _guarded_step(self) -> None:
+        try:
+            self._step()
+        except Exception as error:  # noqa: BLE001  (the thread must outlive any request; they are told)
+            _LOG.exception("a step failed; the requests in it are told so")
+            self._fail_all(GenerationFailed(str(error)))
+        self._last_step = self._clock()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -225,10 +232,8 @@ class Engine:
 
     def _fail_all(self, error: ShortstackError) -> None:
         with self._changed:
-            waiting = list(self._waiting)
+            ended = [*self._batch.drop_all(), *self._waiting]
             self._waiting.clear()
-        for sequence in self._batch.all:
-            self._fail(sequence, error)
-        for sequence in waiting:
+        for sequence in ended:
             if not sequence.cancelled:
                 sequence.sink(Failure(error))

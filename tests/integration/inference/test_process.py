@@ -1,0 +1,104 @@
+"""The process itself: how it starts, refuses to start, and stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+
+@contextmanager
+def process(model: Path, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The server as `python -m`, stopped at the end."""
+    settings = {"MODEL_ID": str(model), "PORT": "0", "DTYPE": "float32", "OMP_NUM_THREADS": "1", **environment}
+    with log.open("wb") as output:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "shortstack.inference.main"], env={**os.environ, **settings}, stderr=output
+        )
+        try:
+            yield running
+        finally:
+            running.kill()
+            running.wait(30)
+
+
+def address(running: subprocess.Popen[bytes], log: Path) -> str:
+    """Where it says that it listens."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = re.search(r"listening on (http://\S+)", log.read_text("utf-8"))
+        if found:
+            return found[1]
+        assert running.poll() is None, log.read_text("utf-8")
+        time.sleep(0.05)
+    raise AssertionError(f"not listening: {log.read_text('utf-8')}")
+
+
+def last_event(raw: bytes) -> dict[str, object]:
+    event: dict[str, object] = json.loads(raw.split(b"\n\n")[-2].removeprefix(b"data: "))
+    return event
+
+
+@pytest.mark.parametrize(("grace", "whole"), [("60", True), ("0", False)])
+def test_sigterm_refuses_newcomers_finishes_what_runs_and_exits_0(
+    tiny_model: Path, tmp_path: Path, grace: str, whole: bool
+) -> None:
+    log = tmp_path / "log"
+    with process(tiny_model, log, GRACEFUL_TERMINATION_TIMEOUT=grace) as running:
+        url = address(running, log)
+        begun, received = threading.Event(), bytearray()
+
+        def read() -> None:
+            request = {"inputs": "Once", "parameters": {"max_new_tokens": 2000}}
+            with httpx.stream("POST", f"{url}/generate_stream", json=request, timeout=60) as reply:
+                for chunk in reply.iter_raw():
+                    received.extend(chunk)
+                    begun.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert begun.wait(60)
+        running.send_signal(signal.SIGTERM)
+        refused = False
+        while not refused and running.poll() is None:
+            try:
+                httpx.get(f"{url}/info", timeout=5)
+            except httpx.TransportError:
+                refused = True
+        reader.join(60)
+        assert running.wait(60) == 0, log.read_text("utf-8")
+    assert refused
+    last = last_event(bytes(received))
+    assert ("generated_text" in last) is whole
+    assert (last.get("error_type") == "incomplete_generation") is not whole
+
+
+def test_a_taken_port_is_one_clear_line(tiny_model: Path, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        with process(tiny_model, tmp_path / "log", PORT=port) as running:
+            assert running.wait(60) == 1
+    line = (tmp_path / "log").read_text("utf-8").splitlines()[-1]
+    assert f"PORT {port}" in line
+    assert "Free the port or choose another" in line
+
+
+def test_a_folder_that_is_no_model_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with process(tmp_path / "model", tmp_path / "log") as running:
+        assert running.wait(60) == 1
+    assert "tokenizer.json" in (tmp_path / "log").read_text("utf-8").splitlines()[-1]
