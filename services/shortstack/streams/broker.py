@@ -150,11 +150,19 @@ class Broker(Protocol):
         on_assigned: Callable[[frozenset[Partition]], None] | None = None,
         on_revoked: Callable[[frozenset[Partition]], None] | None = None,
     ) -> Consumer:
-        """A new member of ``group``, from the earliest message where nothing is committed."""
+        """A new member of ``group``, from the earliest message where nothing is committed.
+
+        Raises:
+            Transient: the broker is away, or a topic does not exist.
+        """
         ...
 
     def reader(self, topics: Sequence[str], *, from_end: bool = False) -> Reader:
-        """A new reader of ``topics``, from their beginning unless ``from_end``."""
+        """A new reader of ``topics``, from their beginning unless ``from_end``.
+
+        Raises:
+            Transient: the broker is away, or a topic does not exist.
+        """
         ...
 
     def apply(self, topics: Iterable[Topic], *, replication: int = 1) -> list[str]:

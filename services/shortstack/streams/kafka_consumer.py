@@ -44,6 +44,9 @@ class KafkaConsumer:
         on_assigned: called within `poll`, in its thread.
         on_revoked: called within `poll`, in its thread, when the partitions are gone already.
         forget: told when it is closed.
+
+    Raises:
+        Transient: a topic does not exist.
     """
 
     def __init__(
@@ -66,6 +69,13 @@ class KafkaConsumer:
         )
         self._forget = forget
         self._listener = _Listener(on_assigned, on_revoked)
+        try:
+            # Joining before it knows the topics, the client is given nothing, and may not notice when it learns them.
+            for topic in topics:
+                _partitions_of(self._raw, topic)
+        except BaseException:
+            self._raw.close(autocommit=False, timeout_ms=_CLOSE_MS)
+            raise
         self._raw.subscribe(topics=list(topics), listener=self._listener)
         self._next: dict[Partition, int] = {}
 
@@ -160,7 +170,7 @@ class KafkaReader:
         self._forget = forget
         self._raw = RawConsumer(**settings, **_COMMON, group_id=None, fetch_max_wait_ms=_READER_WAIT_MS)
         try:
-            self._partitions = [p for topic in topics for p in self._partitions_of(topic)]
+            self._partitions = [p for topic in topics for p in _partitions_of(self._raw, topic)]
             self._raw.assign(self._partitions)
             if from_end:
                 self._raw.seek_to_end(*self._partitions)
@@ -188,13 +198,6 @@ class KafkaReader:
         self._forget(self)
         with translated("close"):
             self._raw.close(autocommit=False, timeout_ms=_CLOSE_MS)
-
-    def _partitions_of(self, topic: str) -> list[TopicPartition]:
-        with translated(f"partitions of {topic}"):
-            numbers = self._raw.partitions_for_topic(topic)
-        if not numbers:
-            raise unknown_topic(topic)
-        return [TopicPartition(topic, number) for number in sorted(numbers)]
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
@@ -226,6 +229,14 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
     def _note(self, kind: str, partitions: Iterable[tuple[str, int]]) -> None:
         with self._lock:
             self._events.append((kind, frozenset(Partition(topic, number) for topic, number in partitions)))
+
+
+def _partitions_of(raw: RawConsumer, topic: str) -> list[TopicPartition]:
+    with translated(f"partitions of {topic}"):
+        numbers = raw.partitions_for_topic(topic)
+    if not numbers:
+        raise unknown_topic(topic)
+    return [TopicPartition(topic, number) for number in sorted(numbers)]
 
 
 def _raw(partitions: Iterable[Partition]) -> list[TopicPartition]:

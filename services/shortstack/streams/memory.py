@@ -89,6 +89,7 @@ class MemoryBroker:
     ) -> MemoryConsumer:
         """See `Broker.consumer`."""
         with self.changed:
+            self.require(topics)
             return MemoryConsumer(self, self.groups.setdefault(group, _Group()), topics, on_assigned, on_revoked)
 
     def reader(self, topics: Sequence[str], *, from_end: bool = False) -> MemoryReader:
@@ -113,6 +114,7 @@ class MemoryBroker:
     def lag(self, group: str, topics: Sequence[str]) -> int:
         """See `Broker.lag`."""
         with self.changed:
+            self.require(topics)
             committed = self.committed(group)
             return sum(self.end(p) - committed.get(p, (0, ""))[0] for p in self.partitions(topics))
 
@@ -189,6 +191,12 @@ class MemoryBroker:
         log.end += 1
         self.changed.notify_all()
         return position
+
+    def require(self, topics: Iterable[str]) -> None:
+        """Raises Transient if one of ``topics`` does not exist."""
+        for topic in topics:
+            if topic not in self._topics:
+                raise unknown_topic(topic)
 
     def partitions(self, topics: Iterable[str]) -> list[Partition]:
         """Of topics that exist."""
@@ -364,9 +372,7 @@ class MemoryReader:
         self._broker = broker
         self._held = _Positions(broker)
         with broker.changed:
-            for topic in topics:
-                if not broker.partitions([topic]):
-                    raise unknown_topic(topic)
+            broker.require(topics)
             for partition in broker.partitions(topics):
                 self._held.next[partition] = broker.end(partition) if from_end else 0
 
