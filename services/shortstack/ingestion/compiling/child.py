@@ -7,6 +7,7 @@ Run as ``python -m shortstack.ingestion.compiling.child``.
 
 from __future__ import annotations
 
+import csv
 import resource
 import sys
 from dataclasses import asdict
@@ -32,6 +33,7 @@ def main() -> int:
     order = orjson.loads(sys.stdin.buffer.read())
     limit = order["memory_bytes"]
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    csv.field_size_limit(max((s["job"]["limits"]["item_bytes"] for s in order["sources"]), default=0))
     out = sys.stdout.buffer
     sources = [
         (Path(s["path"]), Path(s["rejected"]), CompileJob.from_json(orjson.dumps(s["job"]))) for s in order["sources"]

@@ -16,20 +16,48 @@ from shortstack.ingestion.reading.items import Limits, Unreadable
 __all__ = ["open_capped"]
 
 _MAGIC: Final[dict[bytes, str]] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_ZSTD_PIECE: Final = 2048
+"""Compressed bytes handed on at a time: 4 bytes can stand for 128 KiB, so what comes out is 64 MiB at most."""
+
+
+class _Zstd(io.RawIOBase):
+    """Frames of zstd, one after another. The library's own reader takes a file that breaks off for a whole one."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        # A frame may ask for a window of 2 GiB; 128 MiB is what `zstd --ultra` without --long needs at most.
+        self._context = zstandard.ZstdDecompressor(max_window_size=128 * 1024**2)
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._rest = b""
+        self._out = memoryview(b"")
+
+    def read(self, size: int = -1) -> bytes:
+        while not self._out:
+            piece = self._rest or self._raw.read(_ZSTD_PIECE)
+            if not piece:
+                if self._frame is not None:
+                    raise EOFError("the last frame is not whole")
+                return b""
+            self._frame = self._frame or self._context.decompressobj()
+            self._out, self._rest = memoryview(self._frame.decompress(piece)), b""
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        given, self._out = bytes(self._out[:size]), self._out[size:]
+        return given
+
+
 _OPENERS: Final[dict[str, Callable[[BinaryIO], BinaryIO]]] = {
     "gzip": lambda raw: cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb")),
-    # A frame may ask for a window of 2 GiB; 128 MiB is what `zstd --ultra` without --long needs at most.
-    "zstd": lambda raw: cast(
-        BinaryIO, zstandard.ZstdDecompressor(max_window_size=128 * 1024**2).stream_reader(raw, read_across_frames=True)
-    ),
+    "zstd": lambda raw: cast(BinaryIO, _Zstd(raw)),
 }
 
 
 class _Capped(io.RawIOBase):
     """Reads through, counting; stops a bomb long before it fills anything."""
 
-    def __init__(self, inner: BinaryIO, compressed_bytes: int, limits: Limits) -> None:
+    def __init__(self, inner: BinaryIO, raw: BinaryIO, compressed_bytes: int, limits: Limits) -> None:
         self._inner = inner
+        self._raw = raw
         self._compressed = max(1, compressed_bytes)
         self._limits = limits
         self._out = 0
@@ -63,6 +91,7 @@ class _Capped(io.RawIOBase):
 
     def close(self) -> None:
         self._inner.close()
+        self._raw.close()  # gzip leaves what it was given open
         super().close()
 
 
@@ -78,4 +107,4 @@ def open_capped(path: Path, limits: Limits) -> io.BufferedReader:
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
     if kind is None:
         return raw
-    return io.BufferedReader(_Capped(_OPENERS[kind](raw), path.stat().st_size, limits), buffer_size=1 << 18)
+    return io.BufferedReader(_Capped(_OPENERS[kind](raw), raw, path.stat().st_size, limits), buffer_size=1 << 18)

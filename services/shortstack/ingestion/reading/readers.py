@@ -115,7 +115,6 @@ def _json(path: Path, limits: Limits, positional: bool) -> Iterator[Item | Malfo
 
 def _table(path: Path, limits: Limits, positional: bool, *, delimiter: str, quoting: int) -> Iterator[Item | Malformed]:
     """CSV (RFC 4180) and TSV (IANA text/tab-separated-values, which knows no quotes); ``#`` lines may lead."""
-    csv.field_size_limit(limits.item_bytes)
     with open_capped(path, limits) as raw:
         # Bytes that are no UTF-8 become surrogates, which the compiler rejects row by row.
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")

@@ -1,0 +1,165 @@
+"""What may be read, how it is pinned, and how uploads become whole."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shortstack.core.errors import Conflict, Forbidden, Invalid, NotFound, Poison
+from shortstack.ingestion.sources.pinning import Pins
+from shortstack.ingestion.sources.policy import SourcePolicy
+from shortstack.ingestion.sources.uploads import Uploads, json_lines
+from shortstack.storage.blobs import MemoryBlobStore
+
+RECORDS = [{"prompt": str(number), "completion": "x"} for number in range(12)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    (root / "deep").mkdir(parents=True)
+    for name in ("b.jsonl", "a.jsonl", "deep/c.jsonl", ".hidden.jsonl"):
+        (root / name).write_bytes(name.encode())
+    (tmp_path / "secret.jsonl").write_bytes(b"secret")
+    return root
+
+
+@pytest.fixture
+def policy(root: Path) -> SourcePolicy:
+    blobs = MemoryBlobStore()
+    blobs.put("files/default/file-1", b"mine")
+    blobs.put("files/other/file-2", b"theirs")
+    return SourcePolicy([root], blobs)
+
+
+def contents(policy: SourcePolicy, uri: str) -> list[bytes]:
+    found = []
+    for address in policy.resolve(uri, "default"):
+        with address.open() as source:
+            found.append(source.read())
+    return found
+
+
+def test_files_below_a_root_are_read_by_any_way_of_naming_them(policy: SourcePolicy, root: Path) -> None:
+    for uri in ("deep/c.jsonl", f"{root}/deep/c.jsonl", f"file://{root}/deep/c.jsonl"):
+        assert contents(policy, uri) == [b"deep/c.jsonl"]
+    assert contents(policy, "blob://files/default/file-1") == [b"mine"]
+
+
+def test_a_pattern_gives_its_files_in_sorted_order(policy: SourcePolicy, root: Path) -> None:
+    assert contents(policy, "*.jsonl") == [b"a.jsonl", b"b.jsonl"]
+    assert contents(policy, f"{root}/*.jsonl") == [b"a.jsonl", b"b.jsonl"]
+    assert [a.uri for a in policy.resolve("file://*.jsonl", "default")] == ["file://a.jsonl", "file://b.jsonl"]
+    assert [a.name for a in policy.resolve("deep/*", "default")] == ["c.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [
+        ("../secret.jsonl", Forbidden),
+        ("deep/../../secret.jsonl", Forbidden),
+        ("/etc/hostname", Forbidden),
+        ("file:///etc/hostname", Forbidden),
+        ("blob://files/other/file-2", Forbidden),
+        ("blob://files/default/../other/file-2", Poison),
+        ("blob://files/default/absent", NotFound),
+        ("absent.jsonl", NotFound),
+        ("absent*.jsonl", NotFound),
+        ("deep", Forbidden),
+        ("https://example.org/x.jsonl", Forbidden),
+        ("hf://databricks/dolly", Forbidden),
+        ("s3://bucket/key", Forbidden),
+        ("simplecache::file://a.jsonl", Forbidden),
+        ("ftp://host/x", Invalid),
+        ("upload://never", NotFound),
+        ("", Invalid),
+    ],
+)
+def test_what_may_not_be_read_is_refused(policy: SourcePolicy, uri: str, kind: type[Poison]) -> None:
+    with pytest.raises(kind):
+        policy.resolve(uri, "default")
+
+
+def test_links_are_not_followed_wherever_they_stand(policy: SourcePolicy, root: Path) -> None:
+    (root / "link.jsonl").symlink_to(root.parent / "secret.jsonl")
+    (root / "out").symlink_to(root.parent)
+    for uri in ("link.jsonl", "out/secret.jsonl"):
+        with pytest.raises(Forbidden):
+            policy.resolve(uri, "default")
+    assert contents(policy, "*.jsonl") == [b"a.jsonl", b"b.jsonl"]
+    with pytest.raises(NotFound):
+        policy.resolve("out/*.jsonl", "default")
+
+
+def test_a_link_slipped_in_after_the_check_is_not_followed(policy: SourcePolicy, root: Path) -> None:
+    (address,) = policy.resolve("a.jsonl", "default")
+    (root / "a.jsonl").unlink()
+    (root / "a.jsonl").symlink_to(root.parent / "secret.jsonl")
+    with pytest.raises(Forbidden):
+        address.open()
+
+
+def test_a_pipe_is_no_file(policy: SourcePolicy, root: Path) -> None:
+    os.mkfifo(root / "pipe.jsonl")
+    with pytest.raises(Forbidden, match="no plain file"):
+        policy.resolve("pipe.jsonl", "default")
+
+
+def test_a_pinned_source_is_named_by_its_digest_and_outlives_the_file(
+    policy: SourcePolicy, root: Path, tmp_path: Path
+) -> None:
+    blobs = MemoryBlobStore()
+    pins = Pins(blobs, tmp_path / "work", max_bytes=100)
+    pinned = pins.pin(policy.resolve("a.jsonl", "default")[0], "default")
+    (root / "a.jsonl").write_bytes(b"changed")
+    sha256 = hashlib.sha256(b"a.jsonl").hexdigest()
+    assert (pinned.key, pinned.sha256, pinned.size) == (f"sources/default/{sha256}", sha256, 7)
+    with pins.scratch() as scratch:
+        assert pins.local(pinned.key, sha256, scratch).read_bytes() == b"a.jsonl"
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_source_above_the_limit_is_refused(policy: SourcePolicy, tmp_path: Path) -> None:
+    pins = Pins(MemoryBlobStore(), tmp_path / "work", max_bytes=3)
+    with pytest.raises(Invalid, match="larger than 3 bytes"):
+        pins.pin(policy.resolve("a.jsonl", "default")[0], "default")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sets(st.integers(1, 11), max_size=5), st.randoms(use_true_random=False))
+def test_parts_in_any_order_and_number_make_the_same_source(cuts: set[int], chance: object) -> None:
+    uploads = Uploads(MemoryBlobStore())
+    edges = [0, *sorted(cuts), 12]
+    parts = [(first, RECORDS[first:last]) for first, last in itertools.pairwise(edges)]
+    sent = [*parts, *parts[:2]]
+    chance.shuffle(sent)  # type: ignore[attr-defined]
+    for number, (seq, records) in enumerate(sent):
+        whole = uploads.missing("o", "u", 12) is None
+        assert whole == ({seq for seq, _ in sent[:number]} == {seq for seq, _ in parts})
+        uploads.add("o", "u", seq, records, where="test")
+    with uploads.joined("o", "u", 12) as joined:
+        assert joined.read() == json_lines(RECORDS)
+
+
+def test_contradictions_in_an_upload_are_refused_by_name() -> None:
+    uploads = Uploads(MemoryBlobStore())
+    uploads.add("o", "u", 0, RECORDS[:5], where="upload u")
+    with pytest.raises(Conflict, match="sent before with other records"):
+        uploads.add("o", "u", 0, RECORDS[1:6], where="upload u")
+    closing = {"dataset": "d", "upload": "u", "complete": True, "records": 8}
+    uploads.close("o", "u", closing, where="upload u")
+    uploads.close("o", "u", closing, where="upload u")
+    with pytest.raises(Conflict, match="closed before"):
+        uploads.close("o", "u", {**closing, "records": 9}, where="upload u")
+    with pytest.raises(Invalid, match="after the end"):
+        uploads.add("o", "u", 5, RECORDS[5:], where="upload u")
+    assert uploads.missing("o", "u", 8) == "the part from 5 on"
+    with pytest.raises(Invalid, match="hold 5 records"):
+        uploads.missing("o", "u", 4)
+    assert uploads.missing("other", "u", 8) == "the part from 0 on"
