@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from shortstack.core.errors import Invalid, did_you_mean
 
-__all__ = ["DeployWish"]
+__all__ = ["DeployWish", "require_servable"]
 
 _SUFFIX: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ALIAS: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(@[a-z0-9][a-z0-9-]{0,31})?")
@@ -61,3 +61,23 @@ class DeployWish(BaseModel):
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
             raise Invalid(f"{field}: {first['msg']}", where=where, param=f"deploy.{field}") from error
+
+
+def require_servable(train: Mapping[str, Any], *, serves_merged: bool, where: str) -> None:
+    """Refuses, before anything is trained, what the servers of this installation could not serve.
+
+    Args:
+        train: the settings of a job that wishes to be deployed.
+        serves_merged: whether the servers take whole models, not adapters alone.
+
+    Raises:
+        Invalid: every parameter is to be trained, and servers take adapters alone.
+    """
+    if not serves_merged and train.get("adapter", "lora") is None:
+        raise Invalid(
+            'a model trained in all its parameters ("adapter": null) cannot be served here: '
+            "the server of this installation takes adapters alone",
+            where=where,
+            remedy='Train with "adapter": "lora", or leave "deploy" out and take the merged weights from the export.',
+            param="train.adapter",
+        )

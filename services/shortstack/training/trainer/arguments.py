@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from shortstack.training.settings import Schedule, TrainConfig
+from shortstack.declarations.train import Schedule, TrainConfig
 from shortstack.training.trainer.distributed import Ranks, zero_config
 
 __all__ = ["training_arguments"]

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from shortstack.core.failpoints import failpoint
-from shortstack.training.settings import Schedule
+from shortstack.declarations.train import Schedule
 from shortstack.training.trainer.checkpoints import Checkpoint, newest_whole, remove_broken
 from shortstack.training.trainer.data import PreparedData, dataset_manifest, prepare, resolved_config
 from shortstack.training.trainer.distributed import Ranks, process_group

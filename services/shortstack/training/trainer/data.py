@@ -7,7 +7,7 @@ from typing import Any
 
 from shortstack.core.digest import file_sha256
 from shortstack.records.message import Message
-from shortstack.training.settings import Schedule, TrainConfig
+from shortstack.declarations.train import Schedule, TrainConfig
 from shortstack.training.trainer.failure import TrainingFailed
 from shortstack.training.trainer.formats import FormatsOfRows, ServedFormat
 from shortstack.training.trainer.plan import RunPlan

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback
 
 from shortstack.core.failpoints import failpoint
-from shortstack.training.settings import Schedule, TrainConfig
+from shortstack.declarations.train import Schedule, TrainConfig
 from shortstack.training.trainer.checkpoints import rotate, seal
 from shortstack.training.trainer.distributed import Ranks
 from shortstack.training.trainer.events import EventLog, MetricLog

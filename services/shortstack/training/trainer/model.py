@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.core.errors import Invalid, did_you_mean
-from shortstack.training.settings import TrainConfig
+from shortstack.declarations.train import TrainConfig
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shortstack.core.errors import Invalid, NotFound
-from shortstack.training.settings import TrainConfig
+from shortstack.declarations.train import TrainConfig
 
 __all__ = ["BaseModelRef", "DatasetRef", "RunPlan"]
 

@@ -14,7 +14,7 @@ from transformers import PrinterCallback
 
 from shortstack.core.failpoints import failpoint
 from shortstack.records.message import Message
-from shortstack.training.settings import Schedule
+from shortstack.declarations.train import Schedule
 from shortstack.training.trainer.arguments import training_arguments
 from shortstack.training.trainer.checkpoints import Checkpoint, newest_whole
 from shortstack.training.trainer.data import PreparedData
