@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shortstack.training.settings import TrainConfig
+from shortstack.declarations.train import TrainConfig
 
 from .conftest import Run
 

@@ -13,7 +13,7 @@ import pytest
 from shortstack.core.errors import Invalid
 from shortstack.records.message import Message
 from shortstack.records.schema import Record
-from shortstack.training.settings import TrainConfig
+from shortstack.declarations.train import TrainConfig
 from shortstack.training.trainer.attempt import Clocks, run_attempt
 from shortstack.training.trainer.distributed import Ranks
 from shortstack.training.trainer.failure import TrainingFailed
