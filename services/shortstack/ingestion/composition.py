@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from shortstack.core.clock import Clock
 from shortstack.core.health import Health
@@ -62,7 +63,8 @@ class IngestionParts:
             with policy.resolve(uri, owner)[0].open() as source:
                 return source.read(_RECIPE_BYTES)
 
-        bases = BaseModels(config.base_models, config.model_aliases)
+        folders = {name: Path(folder) for name, folder in config.base_models.items()}
+        bases = BaseModels(folders, config.model_aliases)
         names = (*bases.names(), *config.model_aliases)
         checker = WishChecker(PromptFormats.builtin().names(), names, read_recipe)
         pins = Pins(blobs, config.work_dir, config.source_max_bytes)

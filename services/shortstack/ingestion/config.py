@@ -38,8 +38,8 @@ class IngestionConfig(ServiceConfig):
     reader_unpacked_bytes: int = Field(
         _LIMITS.decompressed_bytes, ge=1024, description="Most bytes that a compressed source may unpack to"
     )
-    base_models: dict[str, Path] = Field(
-        {"smollm2-135m-instruct": Path("var/models/smollm2-135m-instruct")},
+    base_models: dict[str, str] = Field(
+        {"smollm2-135m-instruct": "var/models/smollm2-135m-instruct"},
         description='Base models that may be trained, as JSON: {"NAME": "FOLDER"}',
     )
     model_aliases: dict[str, str] = Field(

@@ -55,7 +55,9 @@ class Stack:
     def config(self) -> IngestionConfig:
         """Settings with the sources below the test's folder."""
         return IngestionConfig(
-            source_roots=str(self.folder / "sources"), var=self.folder / "var", storage_url=f"file://{self.folder}/blobs"
+            source_roots=str(self.folder / "sources"),
+            var=self.folder / "var",
+            storage_url=f"file://{self.folder}/blobs",
         )
 
     def start_ingestion(self) -> IngestionParts:
@@ -70,9 +72,7 @@ class Stack:
         """Starts one formatting worker."""
         handler = FormatBatches(self.blobs, Recipes(self.blobs), self.telemetry.metrics, self.clock)
         health = Health(60, self.clock)
-        worker = BatchWorker(
-            self.broker, GROUP, [RECORDS_RAW.name], handler, health, self.telemetry, self.clock
-        )
+        worker = BatchWorker(self.broker, GROUP, [RECORDS_RAW.name], handler, health, self.telemetry, self.clock)
         self._start([worker])
 
     def _start(self, components: list[Component]) -> None:
