@@ -233,8 +233,8 @@ def test_a_full_server_refuses_and_a_client_that_leaves_makes_room(serving: Call
     overloaded = {"error": "Model is overloaded", "error_type": "overloaded"}
     with serving(max_concurrent_requests=1) as full, httpx.Client(base_url=full.url, timeout=60) as client:
         with client.stream("POST", "/generate_stream", json=body(max_new_tokens=2000)) as running:
-            first = next(running.iter_raw())
-            assert first.startswith(b"data: ")
+            chunks = running.iter_raw()  # kept: httpx closes the connection with it
+            assert next(chunks).startswith(b"data: ")
             for parameters in ({"max_new_tokens": 2}, {"temperature": 0}):  # full comes before invalid
                 reply = client.post("/generate", json=body(**parameters))
                 assert (reply.status_code, reply.json()) == (429, overloaded)

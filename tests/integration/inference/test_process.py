@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from shortstack.core.errors import Fatal
+from shortstack.inference.config import InferenceConfig
+from shortstack.inference.main import run
 
 
 @contextmanager
@@ -97,8 +102,19 @@ def test_a_taken_port_is_one_clear_line(tiny_model: Path, tmp_path: Path) -> Non
     assert "Free the port or choose another" in line
 
 
-def test_a_folder_that_is_no_model_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    with process(tmp_path / "model", tmp_path / "log") as running:
-        assert running.wait(60) == 1
-    assert "tokenizer.json" in (tmp_path / "log").read_text("utf-8").splitlines()[-1]
+def test_a_folder_that_is_no_model_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(Fatal, match="tokenizer"):
+        run(InferenceConfig(model_id=tmp_path, port=0))
+    shutil.copy(tiny_model / "tokenizer.json", tmp_path)
+    with pytest.raises(Fatal, match=r"no config\.json"):
+        run(InferenceConfig(model_id=tmp_path, port=0))
+
+
+def test_limits_beyond_the_models_positions_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(Fatal, match="2048 positions"):
+        run(InferenceConfig(model_id=tiny_model, port=0, max_total_tokens=4096))
+
+
+def test_an_adapter_at_start_that_cannot_be_read_stops_the_start(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(Fatal, match="LORA_ADAPTERS"):
+        run(InferenceConfig(model_id=tiny_model, port=0, dtype="float32", lora_adapters={"a": tmp_path}))

@@ -76,8 +76,14 @@ class KeyValueRows:
         self._rows = self._columns = 0
 
     def move(self, source: int, target: int, columns: int) -> None:
-        """Copies the first ``columns`` of one row over another, and wipes the source."""
+        """Copies the first ``columns`` of one row over another, and wipes the source.
+
+        A row that nothing was written to yet may lie beyond the buffers; it is zero like any other free row.
+        """
         if source == target:
+            return
+        if source >= self._rows:
+            self.wipe(target)
             return
         for buffer in (*self._keys, *self._values):
             buffer[target].zero_()
@@ -86,6 +92,8 @@ class KeyValueRows:
 
     def wipe(self, row: int) -> None:
         """Zeroes a row that is free again."""
+        if row >= self._rows:
+            return
         for buffer in (*self._keys, *self._values):
             buffer[row].zero_()
 

@@ -83,6 +83,9 @@ def load_model(folder: Path, dtype: str, device: str, threads: int) -> CausalMod
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
             raise Fatal(f"attention of kind {sorted(kinds)} cannot be served", where=where, remedy="Use TGI for it.")
+        if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+            # Its frequencies change with the longest row of a batch, so answers would depend on the company.
+            raise Fatal("rope_type longrope cannot be served in a batch", where=where, remedy="Use TGI for it.")
         module: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
         )
