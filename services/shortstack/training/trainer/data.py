@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shortstack.core.digest import file_sha256
-from shortstack.records.message import Message
 from shortstack.declarations.train import Schedule, TrainConfig
+from shortstack.records.message import Message
 from shortstack.training.trainer.failure import TrainingFailed
 from shortstack.training.trainer.formats import FormatsOfRows, ServedFormat
 from shortstack.training.trainer.plan import RunPlan

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from transformers import PrinterCallback
 
 from shortstack.core.failpoints import failpoint
-from shortstack.records.message import Message
 from shortstack.declarations.train import Schedule
+from shortstack.records.message import Message
 from shortstack.training.trainer.arguments import training_arguments
 from shortstack.training.trainer.checkpoints import Checkpoint, newest_whole
 from shortstack.training.trainer.data import PreparedData

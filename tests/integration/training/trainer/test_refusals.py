@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from shortstack.core.errors import Invalid
+from shortstack.declarations.train import TrainConfig
 from shortstack.records.message import Message
 from shortstack.records.schema import Record
-from shortstack.declarations.train import TrainConfig
 from shortstack.training.trainer.attempt import Clocks, run_attempt
 from shortstack.training.trainer.distributed import Ranks
 from shortstack.training.trainer.failure import TrainingFailed

@@ -100,5 +100,7 @@ def test_an_epoch_sees_every_row_once(rows: int, ranks: int, micro: int, accumul
 
 
 def test_the_settings_need_no_torch() -> None:
-    code = "import sys, shortstack.declarations.train; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, shortstack.declarations.train; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
