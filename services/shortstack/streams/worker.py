@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 from shortstack.core.clock import Clock
@@ -19,8 +18,10 @@ from shortstack.core.tracing import TRACEPARENT, span
 from shortstack.streams.attempts import MAX_ATTEMPTS, AttemptMark
 from shortstack.streams.broker import Broker, Consumer, Delivery, Outbound, Partition, Position, Producer
 from shortstack.streams.dead_letters import dead_letter
+from shortstack.streams.decoding import UNREADABLE
 from shortstack.streams.envelope import header
 from shortstack.streams.handler import Handler, WorkerLimits
+from shortstack.streams.rounds import Held, Round
 
 __all__ = ["BatchWorker", "Handler", "WorkerLimits"]
 
@@ -28,36 +29,6 @@ __all__ = ["BatchWorker", "Handler", "WorkerLimits"]
 _CONNECT_TIMEOUT_S: Final = 5.0
 _CONNECT_RETRY_S: Final = 1.0
 _CLOSE_S: Final = 5.0
-
-
-@dataclass(slots=True)
-class _Held:
-    """A partition this member holds.
-
-    Attributes:
-        mark: attempts at the message it stands at; None once a commit has passed that.
-        careful: deliveries still to be taken one at a time, each counted before it begins.
-        failures: transient errors in a row.
-        resume_at: on the clock; None while it is not paused for them.
-    """
-
-    mark: AttemptMark | None
-    careful: int = 0
-    failures: int = 0
-    resume_at: float | None = None
-
-
-@dataclass(slots=True)
-class _Round:
-    """What was handled since the last commit."""
-
-    first: dict[Partition, int] = field(default_factory=dict)
-    next: dict[Partition, int] = field(default_factory=dict)
-    sent: list[tuple[Delivery, Future[Position]]] = field(default_factory=list)
-
-    def add(self, delivery: Delivery) -> None:
-        self.first.setdefault(delivery.partition, delivery.offset)
-        self.next[delivery.partition] = delivery.offset + 1
 
 
 class BatchWorker:
@@ -104,7 +75,7 @@ class BatchWorker:
         self._gate_closed = False
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._held: dict[Partition, _Held] = {}
+        self._held: dict[Partition, Held] = {}
         self._fates: deque[bool] = deque(maxlen=limits.dead_letters.window if limits.dead_letters else 1)
         self._own: dict[Partition, AttemptMark] = {}  # counted by this process, which did not die of it
         self._stalls = 0
@@ -197,7 +168,7 @@ class BatchWorker:
     def _handle_all(self, deliveries: Sequence[Delivery]) -> None:
         """Handles in order and commits; a partition that must wait is left out from there on."""
         waiting: set[Partition] = set()
-        turn, began = _Round(), self._clock.monotonic()
+        turn, began = Round(), self._clock.monotonic()
         for delivery in deliveries:
             if self._stopping.is_set():
                 break
@@ -206,7 +177,7 @@ class BatchWorker:
             held = self._held.get(delivery.partition)
             if held is None or held.careful:
                 waiting |= self._commit(turn)
-                turn, began = _Round(), self._clock.monotonic()
+                turn, began = Round(), self._clock.monotonic()
                 if delivery.partition in waiting or not self._begin(delivery):
                     waiting.add(delivery.partition)
                     continue
@@ -214,7 +185,7 @@ class BatchWorker:
                 waiting.add(delivery.partition)
             elif self._clock.monotonic() - began >= self._limits.seconds:
                 waiting |= self._commit(turn)
-                turn, began = _Round(), self._clock.monotonic()
+                turn, began = Round(), self._clock.monotonic()
         self._commit(turn)
 
     def _begin(self, delivery: Delivery) -> bool:
@@ -238,21 +209,20 @@ class BatchWorker:
         self._consumer.seek(partition, offset)
         return False
 
-    def _take_over(self, partition: Partition) -> _Held:
+    def _take_over(self, partition: Partition) -> Held:
         found = AttemptMark.read(self._consumer.committed(partition))
         ours = found is not None and found == self._own.get(partition)
         careful = 0 if found is None or ours or not found.attempts else self._limits.messages
-        return _Held(found, careful=careful)
+        return Held(found, careful=careful)
 
-    def _handle(self, delivery: Delivery, turn: _Round) -> bool:
+    def _handle(self, delivery: Delivery, turn: Round) -> bool:
         """Handles one message; False if its partition has to wait."""
         topic = delivery.partition.topic
         held = self._held[delivery.partition]
         attempts = held.mark.attempts if held.mark and held.mark.offset == delivery.offset else 1
         try:
             with span(header(delivery, TRACEPARENT)), self._metrics.handle_seconds.labels(topic).time():
-                if attempts > MAX_ATTEMPTS:
-                    raise _deadly(delivery, attempts - 1)
+                _require_readable(delivery, attempts)
                 outputs = self._handler.handle(delivery)
             failpoint("worker.handled")
             self._send(delivery, outputs, turn)
@@ -270,21 +240,21 @@ class BatchWorker:
         self._done(delivery, turn, "handled")
         return True
 
-    def _send(self, delivery: Delivery, outputs: Sequence[Outbound], turn: _Round) -> None:
+    def _send(self, delivery: Delivery, outputs: Sequence[Outbound], turn: Round) -> None:
         for output in outputs:
             future = self._producer.send(output)
             if future.done() and (error := future.exception()) is not None:
                 raise error
             turn.sent.append((delivery, future))
 
-    def _done(self, delivery: Delivery, turn: _Round, outcome: str) -> None:
+    def _done(self, delivery: Delivery, turn: Round, outcome: str) -> None:
         turn.add(delivery)
         self._held[delivery.partition].failures = 0
         self._fates.append(outcome == "poison")
         self._metrics.deliveries.labels(delivery.partition.topic, outcome).inc()
         self._metrics.delivery_bytes.labels(delivery.partition.topic).inc(len(delivery.value or b""))
 
-    def _set_aside(self, delivery: Delivery, error: Poison, attempts: int, turn: _Round) -> bool:
+    def _set_aside(self, delivery: Delivery, error: Poison, attempts: int, turn: Round) -> bool:
         """Dead letter first, and confirmed; then what the handler adds; the commit comes with the round."""
         limit = self._limits.dead_letters
         excess = limit.exceeded(deque([*self._fates, True], self._fates.maxlen)) if limit else None
@@ -294,7 +264,8 @@ class BatchWorker:
         self._send(delivery, [letter], turn)
         self._flush()
         try:
-            if attempts <= 2 * MAX_ATTEMPTS:  # beyond that, the handler's answer to poison is what kills
+            # Without content there is nothing to answer; and beyond twice the limit, that answer is what kills.
+            if attempts <= 2 * MAX_ATTEMPTS and header(delivery, UNREADABLE) is None:
                 self._send(delivery, self._handler.poison(delivery, error, attempts), turn)
         except Transient as away:
             self._wait(delivery.partition, delivery.offset, away)
@@ -304,7 +275,7 @@ class BatchWorker:
         self._done(delivery, turn, "poison")
         return True
 
-    def _commit(self, turn: _Round) -> set[Partition]:
+    def _commit(self, turn: Round) -> set[Partition]:
         """Makes the round durable, in this order; the partitions to leave alone until they are polled again.
 
         1. outputs   flushed and confirmed by the broker
@@ -381,12 +352,17 @@ class BatchWorker:
                 self._consumer.commit(back)
 
 
-def _deadly(delivery: Delivery, attempts: int) -> Poison:
-    return Poison(
-        f"{attempts} processes died on this message",
-        where=delivery.place,
-        remedy="It was set aside unread. Look at its size and content, and at the memory limit of the service.",
-    )
+def _require_readable(delivery: Delivery, attempts: int) -> None:
+    """Raises Poison for what no handler may see: it could not be unpacked, or kills who reads it."""
+    unreadable = header(delivery, UNREADABLE)
+    if unreadable is not None:
+        raise Poison(unreadable, where=delivery.place)
+    if attempts > MAX_ATTEMPTS:
+        raise Poison(
+            f"{attempts - 1} processes died on this message",
+            where=delivery.place,
+            remedy="It was set aside unread. Look at its size and content, and at the memory limit of the service.",
+        )
 
 
 def _accepted(delivery: Delivery, future: Future[Position]) -> str:
