@@ -23,6 +23,7 @@ from shortstack.gateway.chat.prompter import Prompters, TokenizerCache
 from shortstack.gateway.chat.service import ChatService
 from shortstack.gateway.chat.upstream import Upstream, UpstreamTimeouts
 from shortstack.gateway.config import GatewayConfig
+from shortstack.gateway.errors import ApiError
 from shortstack.gateway.files.http import files_router
 from shortstack.gateway.files.store import FileStore
 from shortstack.gateway.fine_tuning.http import jobs_router
@@ -41,6 +42,7 @@ from shortstack.storage.blobs import BlobStore
 __all__ = ["Gateway", "Resources"]
 
 _BEAT_S = 1.0
+_WARMED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Gateway:
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._health = resources.health
+        self._moved = asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[ASGIApp]:
@@ -90,7 +93,8 @@ class Gateway:
             files = FileStore(given.engine, given.blobs, config.folder / "uploads", given.clock)
             jobs = JobService(training, ingestion, files, given.base_models, config.rpc_timeout_s)
             chat = ChatService(lambda: watch.table, prompters, upstream, telemetry.metrics)
-            for loop in (watch.run(), usage.run(config.usage_flush_s), self._beat()):
+            loops = (watch.run(), usage.run(config.usage_flush_s), self._beat(), self._warm(watch, prompters))
+            for loop in loops:
                 stack.push_async_callback(_end, _started(loop))
             routers = [
                 chat_router(chat, auth, usage, config.messages_max),
@@ -114,9 +118,22 @@ class Gateway:
 
     def _routes_changed(self, table: RouteTable) -> None:
         self._health.ready("routes", True)
+        self._moved.set()
         for phase in ModelPhase:
             count = sum(1 for model in table.models.values() if model.phase is phase)
             self._resources.telemetry.metrics.routes.labels(str(phase)).set(count)
+
+    async def _warm(self, watch: RouteWatch, prompters: Prompters) -> None:
+        """Loads the tokenizers of the newest served models before anyone asks."""
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            served = [model for model in watch.table.models.values() if model.phase is ModelPhase.SERVED]
+            for model in sorted(served, key=lambda one: one.created)[-_WARMED:]:
+                try:
+                    await prompters.warm(model)
+                except ApiError as error:
+                    self._resources.telemetry.log.warning("model not warmed", model=model.name, error=error.message)
 
     async def _beat(self) -> None:
         """The event loop turns: that is what alive means here."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -30,7 +30,8 @@ async def call(
     try:
         return await method(request, timeout=timeout_s, metadata=with_trace())
     except grpc.aio.AioRpcError as error:
-        sent = {key for key, _ in error.trailing_metadata() or ()}
+        # Its stubs leave out that metadata is pairs.
+        sent = dict(cast(Any, error).trailing_metadata() or ())
         if error.code() in _AWAY and ERROR_KEY not in sent:
             raise Transient(
                 f"the {service} service is away", remedy="Nothing was changed that cannot be asked again; try again."

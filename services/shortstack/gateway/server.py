@@ -86,6 +86,7 @@ class ApiServer:
                 lifespan="off",
                 access_log=False,
                 log_config=None,
+                log_level="warning",
                 server_header=False,
                 timeout_keep_alive=75,
                 backlog=2048,

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from tests.integration.gateway.fakes import (
+    BASE,
+    FINE_TUNE,
+    FakeIngestion,
+    FakeServing,
+    FakeTraining,
+    LoopThread,
+    ModelServer,
+    tiny_tokenizer,
+    wait_until,
+)
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.digest import sha256_hex
@@ -28,17 +39,6 @@ from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.serving.v1 import serving_pb2_grpc
 from shortstack.storage.blobs import FileBlobStore
 from shortstack.training.v1 import training_pb2_grpc
-from tests.integration.gateway.fakes import (
-    BASE,
-    FINE_TUNE,
-    FakeIngestion,
-    FakeServing,
-    FakeTraining,
-    LoopThread,
-    ModelServer,
-    tiny_tokenizer,
-    wait_until,
-)
 
 
 @dataclass
@@ -59,10 +59,13 @@ class Stack:
     config: GatewayConfig
     logs: io.StringIO
     tokenizer: tuple[str, str]
+    clients: list[openai.OpenAI] = field(default_factory=list)
 
     def client(self, key: str | None = None) -> openai.OpenAI:
         """The official client; it does not retry, so that a test sees the first answer."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0)
+        self.clients.append(client)
+        return client
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         """A request by hand."""
@@ -171,6 +174,8 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
             built.serve(FINE_TUNE, adapter_id="0123456789ab")
             yield built
         finally:
+            for client in built.clients:
+                client.close()
             server.stop(5)
             serving.close_watches()
             peers.stop(5)

@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 import orjson
 import tokenizers
-
 from benchmarks.stub_tgi import Reply, StubTgi, token_events
+
 from shortstack.core.errors import NotFound, ShortstackError
 from shortstack.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc
 from shortstack.messages.v1 import serving_pb2 as sv

@@ -5,7 +5,6 @@ from __future__ import annotations
 import httpx
 import openai
 import pytest
-
 from benchmarks.stub_tgi import KEEP_ALIVE, Reply, error_event, token_events
 from tests.integration.gateway.conftest import Stack
 from tests.integration.gateway.fakes import BASE, FINE_TUNE, wait_until
@@ -155,12 +154,18 @@ def test_tgis_first_event_decides_the_status(stack: Stack, kind: str, expected: 
 
 def test_an_error_in_mid_stream_ends_it_with_an_error_and_no_done(stack: Stack) -> None:
     first = token_events(["Hello", " there"])[:1]
-    stack.model_server.replies.append(Reply([*first, error_event("generation", "shard died")]))
-    chunks = []
+    # In one piece and in two: what was generated is passed on either way.
+    stack.model_server.replies.append(Reply([*first, 0.05, error_event("generation", "shard died")]))
+    stack.model_server.replies.append(Reply([first[0] + error_event("generation", "shard died")]))
+    for _ in range(2):
+        assert_ends_in_error(stack)
+
+
+def assert_ends_in_error(stack: Stack) -> None:
+    stream = iter(stack.client().chat.completions.create(model=BASE, messages=QUESTION, stream=True))
+    assert [next(stream).choices[0].delta.content for _ in range(2)] == ["", "Hello"]
     with pytest.raises(openai.APIError, match="shard died"):
-        for chunk in stack.client().chat.completions.create(model=BASE, messages=QUESTION, stream=True):
-            chunks.append(chunk)
-    assert [chunk.choices[0].delta.content for chunk in chunks] == ["", "Hello"]
+        next(stream)
 
 
 def test_a_reply_that_breaks_off_is_502_when_not_streamed(stack: Stack) -> None:

@@ -114,6 +114,14 @@ class Prompters:
             return Prompt(text, len(await asyncio.to_thread(encoder.encode, text)))
         return Prompt(text, len(encoder.encode(text)))
 
+    async def warm(self, model: ServedModel) -> None:
+        """Loads what the first chat with ``model`` would otherwise wait for.
+
+        Raises:
+            ApiError: 503, the model's tokenizer cannot be had.
+        """
+        await self._encoder(model)
+
     async def _encoder(self, model: ServedModel) -> PromptEncoder:
         key = (model.prompt_format, model.tokenizer, model.tokenizer_config)
         encoder = self._loaded.get(key)

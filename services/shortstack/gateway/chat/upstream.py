@@ -56,12 +56,22 @@ class Token:
 
 
 class TokenStream:
-    """An answer under way; its first tokens are there. Closing it ends the generation upstream."""
+    """An answer under way. Closing it ends the generation upstream."""
 
-    def __init__(self, response: aiohttp.ClientResponse, parser: SseParser, first: list[Token]) -> None:
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
-        self._parser = parser
-        self._first = first
+        self._parser = SseParser()
+        self._first: list[Token] = []
+        self._error: ApiError | None = None
+
+    async def open(self) -> None:
+        """Waits for the first token.
+
+        Raises:
+            ApiError: the server refused, failed, fell silent, or ended.
+        """
+        while not self._first:
+            self._first = await self._read()
 
     async def batches(self) -> AsyncIterator[list[Token]]:
         """Tokens as they come, several at once where they came together; ends after the last.
@@ -75,7 +85,7 @@ class TokenStream:
                 yield tokens
                 if tokens[-1].last:
                     return
-            tokens = await _read(self._response, self._parser)
+            tokens = await self._read()
 
     def close(self) -> None:
         """Ends the call; harmless when it has ended. An unread rest closes the connection, so TGI stops."""
@@ -89,20 +99,36 @@ class TokenStream:
         if not self._response.content.is_eof():
             asyncio.get_running_loop().call_later(_END_WAIT_S, self._response.close)
 
+    async def _read(self) -> list[Token]:
+        if self._error is not None:
+            raise self._error
+        try:
+            data = await self._response.content.readany()
+        except TimeoutError as error:
+            raise _hung() from error
+        except aiohttp.ClientError as error:
+            raise _broken(error) from error
+        tokens = self._tokens(self._parser.feed(data) if data else self._parser.end())
+        if not data and self._error is None and not (tokens and tokens[-1].last):
+            raise _broken(None)
+        return tokens
 
-async def _read(response: aiohttp.ClientResponse, parser: SseParser) -> list[Token]:
-    try:
-        data = await response.content.readany()
-    except TimeoutError as error:
-        raise _hung() from error
-    except aiohttp.ClientError as error:
-        raise _broken(error) from error
-    if data:
-        return [_token(event) for event in parser.feed(data)]
-    tokens = [_token(event) for event in parser.end()]
-    if not tokens or not tokens[-1].last:
-        raise _broken(None)
-    return tokens
+    def _tokens(self, events: list[bytes]) -> list[Token]:
+        """The tokens of events that came together; those before an error are still passed on, whatever the network did.
+
+        Raises:
+            ApiError: the first of them is an error.
+        """
+        tokens: list[Token] = []
+        for event in events:
+            try:
+                tokens.append(_token(event))
+            except ApiError as error:
+                if not tokens:
+                    raise
+                self._error = error
+                break
+        return tokens
 
 
 def _token(event: bytes) -> Token:
@@ -199,14 +225,12 @@ class Upstream:
         try:
             if response.status != 200:
                 raise await _status_error(response)
-            parser = SseParser()
-            first: list[Token] = []
-            while not first:
-                first = await _read(response, parser)
+            stream = TokenStream(response)
+            await stream.open()
         except BaseException:
             response.close()
             raise
-        return TokenStream(response, parser, first)
+        return stream
 
     async def _post(self, url: str, body: bytes) -> aiohttp.ClientResponse:
         for attempt in range(1, _ATTEMPTS + 1):
