@@ -20,6 +20,7 @@ from shortstack.messages.v1.dataset_pb2 import (
     DATASET_STATE_DELETED,
     DATASET_STATE_FAILED,
     DATASET_STATE_HELD,
+    DATASET_STATE_READY,
     DATASET_STATE_STALLED,
     DatasetSnapshot,
 )
@@ -62,13 +63,18 @@ class AssemblyServicer(AssemblyServiceServicer):
     def GetReport(self, request: pb.GetReportRequest, context: grpc.ServicerContext) -> pb.GetReportResponse:
         """The snapshot, and the manifest once there is one."""
         snapshot = self._find(request.owner, request.dataset)
-        manifest = self._blobs.get(snapshot.manifest).decode() if snapshot.manifest else ""
+        ready = snapshot.state == DATASET_STATE_READY
+        manifest = self._blobs.get(snapshot.manifest).decode() if ready else ""
         return pb.GetReportResponse(dataset=snapshot, manifest_json=manifest)
 
     def ListRejected(self, request: pb.ListRejectedRequest, context: grpc.ServicerContext) -> pb.ListRejectedResponse:
         """The first ``limit`` (100) records that are not in the version, with the reason."""
         snapshot = self._find(request.owner, request.dataset)
         publication = snapshot.publication.publication
+        if snapshot.state == DATASET_STATE_DELETED:
+            raise Conflict(
+                f'dataset "{request.dataset}" is deleted, and its records with it', remedy="Publish it again."
+            )
         segments = [(e.segment, e.source) for e in self._controller.segments(publication) if e.segment]
         malformed = self._controller.announcements(publication)
         if not segments and snapshot.manifest:

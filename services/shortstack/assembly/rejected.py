@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import orjson
 import zstandard
 
 from shortstack.assembly.v1.assembly_pb2 import RejectedRecord
-from shortstack.core.errors import NotFound
 from shortstack.messages.v1.dataset_pb2 import DatasetSnapshot
 from shortstack.records.schema import RECORD_SCHEMA, SEGMENT_SCHEMA, read_table
 from shortstack.storage.blobs import BlobStore
@@ -28,30 +28,31 @@ def rejected_records(
         segments: (object key, source ordinal) in order.
         malformed: objects with malformed items, as ingestion wrote them: zstd over JSON lines.
     """
+    names = {s.ordinal: PurePosixPath(s.uri).name for s in snapshot.publication.sources}
     for key in malformed:
         yield from _malformed(blobs, key)
     for key, source in segments:
-        yield from _refused(blobs, key, source)
+        yield from _refused(blobs, key, source, names.get(source, f"source {source}"))
     if snapshot.duplicates:
-        yield from _duplicates(blobs, snapshot.duplicates)
+        yield from _duplicates(blobs, snapshot.duplicates, names)
 
 
 def _malformed(blobs: BlobStore, key: str) -> Iterator[RejectedRecord]:
+    source = int(key.rsplit("/", 1)[-1].split(".", maxsplit=1)[0])  # …/rejected/SOURCE.ATTEMPT.jsonl.zst
     text = zstandard.ZstdDecompressor().decompressobj().decompress(blobs.get(key))
     for line in text.splitlines():
         item: dict[str, Any] = orjson.loads(line)
         yield RejectedRecord(
-            source=int(item.get("source", 0)),
-            seq=int(item.get("item", item.get("line", 0)) or 0),
+            source=source,
             fate="malformed",
             step="ingestion",
-            reason=str(item.get("reason", "")),
-            place=str(item.get("place", "")),
-            record_json=str(item.get("text", "")),
+            reason=item["reason"],
+            place=f"{item['file']} {item['place']}",
+            record_json=item["raw"],
         )
 
 
-def _refused(blobs: BlobStore, key: str, source: int) -> Iterator[RejectedRecord]:
+def _refused(blobs: BlobStore, key: str, source: int, name: str) -> Iterator[RejectedRecord]:
     table = read_table(blobs.get(key), SEGMENT_SCHEMA)
     for row in table.select([*_CONTENT, "seq", "verdict", "step", "reason", "evidence"]).to_pylist():
         if row["verdict"] == "kept":
@@ -63,24 +64,21 @@ def _refused(blobs: BlobStore, key: str, source: int) -> Iterator[RejectedRecord
             step=row["step"] or "",
             reason=row["reason"] or "",
             evidence=row["evidence"] or "",
-            place=f"source {source} record {row['seq']}",
-            record_json=orjson.dumps({name: row[name] for name in _CONTENT if row[name] is not None}).decode(),
+            place=f"{name} record {row['seq']}",
+            record_json=orjson.dumps({column: row[column] for column in _CONTENT if row[column] is not None}).decode(),
         )
 
 
-def _duplicates(blobs: BlobStore, key: str) -> Iterator[RejectedRecord]:
-    try:
-        pairs = orjson.loads(blobs.get(key))
-    except NotFound:
-        return
-    for record, earlier in pairs:
-        source, seq = record.split("/")
+def _duplicates(blobs: BlobStore, key: str, names: Mapping[int, str]) -> Iterator[RejectedRecord]:
+    for record, earlier in orjson.loads(blobs.get(key)):
+        source, seq = (int(part) for part in record.split("/"))
+        first, first_seq = (int(part) for part in earlier.split("/"))
         yield RejectedRecord(
-            source=int(source),
-            seq=int(seq),
+            source=source,
+            seq=seq,
             fate="duplicate",
             step="assembly",
             reason="duplicate",
-            evidence=f"repeats record {earlier}",
-            place=f"source {source} record {seq}",
+            evidence=f"repeats {names[first]} record {first_seq}",
+            place=f"{names[source]} record {seq}",
         )

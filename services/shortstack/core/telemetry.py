@@ -20,7 +20,7 @@ from shortstack.core.tracing import current_trace_id
 __all__ = ["Telemetry"]
 
 _LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
-_QUIET: Final = ("kafka", "asyncio", "fsspec", "s3fs", "botocore", "urllib3", "grpc")
+_QUIET: Final = ("kafka", "asyncio", "fsspec", "s3fs", "botocore", "urllib3", "grpc", "httpx", "httpcore")
 """Libraries whose INFO is about themselves; heard from WARNING on."""
 
 
