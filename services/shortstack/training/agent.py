@@ -13,34 +13,34 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import FrameType
+from typing import Any, BinaryIO, Final
 
 import orjson
 
-from shortstack.core.clock import Clock, SystemClock
+from shortstack.core.clock import SystemClock
 from shortstack.core.digest import sha256_hex
-from shortstack.core.errors import ShortstackError, Transient
+from shortstack.core.errors import Poison, ShortstackError
 from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
-from shortstack.messages.v1.training_pb2 import TrainingEvent
 from shortstack.storage.blobs import BlobStore
-from shortstack.streams import topics
-from shortstack.streams.broker import Producer
-from shortstack.streams.envelope import outbound
 from shortstack.streams.kafka import KafkaBroker
 from shortstack.training.config import TrainingConfig
-from shortstack.training.launcher import AttemptPaths, attempt_paths
+from shortstack.training.launcher import STOPPED
+from shortstack.training.processes import TRAINER, AttemptPaths, attempt_paths, kill_leftovers
+from shortstack.training.shipper import EventShipper
 
-__all__ = ["EventShipper", "main"]
+__all__ = ["main"]
 
-_POLL_S: Final = 0.2
-_BACK_OFF_S: Final = 2.0
-_SHIP_S: Final = 10.0
-_DRAIN_S: Final = 60.0
+_DRAIN_S: Final = 600.0
+"""How long an agent that is done waits for a broker that is away."""
+_DRAIN_STOPPED_S: Final = 2.0
+_LOCK_S: Final = 5.0
 _FINAL_CODES: Final = frozenset(
     {
         "bad_plan",
@@ -53,80 +53,6 @@ _FINAL_CODES: Final = frozenset(
     }
 )
 """Failures of the trainer that another attempt would only repeat."""
-
-
-class EventShipper:
-    """Follows ``events.jsonl`` and sends each whole line once it is acknowledged, in order, from a thread."""
-
-    def __init__(self, path: Path, run: str, producer: Producer, clock: Clock, shipped: Path) -> None:
-        self._path, self._run, self._producer, self._clock, self._shipped = path, run, producer, clock, shipped
-        self._place = int(shipped.read_text()) if shipped.exists() else 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="events", daemon=True)
-
-    def start(self) -> None:
-        """Starts to follow."""
-        self._thread.start()
-
-    def finish(self, timeout_s: float) -> bool:
-        """Sends what is left; whether all of it was acknowledged in time."""
-        self._ended.set()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def _follow(self) -> None:
-        while True:
-            ended = self._ended.is_set()
-            try:
-                sent = self._ship()
-            except Transient:
-                self._clock.wait(threading.Event(), _BACK_OFF_S)
-                continue
-            if ended and not sent:
-                return
-            if not sent:
-                self._ended.wait(_POLL_S)
-
-    def _ship(self) -> int:
-        """Sends the whole lines that stand after the last acknowledged place; how many."""
-        if not self._path.exists():
-            return 0
-        with self._path.open("rb") as file:
-            file.seek(self._place)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        lines = [line for line in whole.splitlines() if line.strip()]
-        sends = [self._producer.send(self._event(orjson.loads(line))) for line in lines]
-        for send in sends:
-            try:
-                send.result(_SHIP_S)
-            except TimeoutError as error:
-                raise Transient("the broker does not acknowledge events") from error
-        self._place += len(whole)
-        if lines:
-            self._shipped.write_text(str(self._place))
-        return len(lines)
-
-    def _event(self, line: Mapping[str, Any]) -> Any:
-        event = TrainingEvent(
-            run=self._run,
-            attempt=line["attempt"],
-            seq=line["seq"],
-            type=line["type"],
-            payload_json=orjson.dumps(line).decode(),
-            level={"failed": "error", "warning": "warn"}.get(line["type"], "info"),
-            message=str(line.get("message", "")),
-        )
-        event.time.FromMilliseconds(int(line["time"] * 1000))
-        return outbound(
-            topics.TRAINING_EVENTS,
-            self._run,
-            event.SerializeToString(),
-            type="shortstack.training.event",
-            source="training",
-            clock=self._clock,
-            id=f"{self._run}/{line['attempt']}/{line['seq']}",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +93,7 @@ class _Attempt:
             "--max-restarts=0",
             f"--nproc-per-node={self.order['processes']}",
             "-m",
-            "shortstack.training.trainer.main",
+            TRAINER,
             "--run-dir",
             str(self.paths.folder),
             "--attempt",
@@ -192,6 +118,7 @@ class _Attempt:
             "manifest": key,
             "manifest_sha256": sha256_hex(self.blobs.get(key)),
             "digest": manifest["digest"],
+            "base_digest": self.order["plan"]["base_model"]["digest"],
             "prompt_format": manifest["prompt_format"],
         }
 
@@ -211,38 +138,71 @@ class _Attempt:
         return failed[-1] if failed else {}
 
 
-def _run_trainer(attempt: _Attempt) -> int:
-    """Torchrun's exit status. SIGTERM comes to the whole session: torchrun ends its ranks, and this waits for it."""
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    if not Path("/dev/nvidia0").exists():
-        environment.setdefault("DS_ACCELERATOR", "cpu")
-    return subprocess.run(attempt.command(), env=environment, stdin=subprocess.DEVNULL, check=False).returncode
+class _Trainer:
+    """Torchrun, and the wish to end it: SIGTERM comes to the agent alone and is passed on once, also if it comes before
+    torchrun is there."""
+
+    def __init__(self, attempt: _Attempt) -> None:
+        self._attempt = attempt
+        self._process: subprocess.Popen[bytes] | None = None
+        self._passed_on = False
+        self.stopping = threading.Event()
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The handler of SIGTERM."""
+        self.stopping.set()
+        self._pass_on()
+
+    def run(self) -> int:
+        """Torchrun's exit status; what it left behind is gone."""
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        if not Path("/dev/nvidia0").exists():
+            environment.setdefault("DS_ACCELERATOR", "cpu")
+        self._process = subprocess.Popen(self._attempt.command(), env=environment, stdin=subprocess.DEVNULL)
+        if self.stopping.is_set():
+            self._pass_on()
+        status = self._process.wait()
+        kill_leftovers(self._attempt.paths.folder, (TRAINER,))
+        return status
+
+    def _pass_on(self) -> None:
+        if self._process is not None and not self._passed_on:
+            self._passed_on = True
+            self._process.terminate()
 
 
-def _work(attempt: _Attempt, shipper: EventShipper) -> int:
+def _work(attempt: _Attempt, trainer: _Trainer) -> int:
+    """Fetches, trains, exports, and says how it ended; the exit status."""
     try:
         attempt.fetch()
-        status = _run_trainer(attempt)
-        if status == 0:
+        status = 0 if trainer.stopping.is_set() else trainer.run()
+        if status == 0 and not trainer.stopping.is_set():
             attempt.say(exit_code=0, export=attempt.export())
             return 0
-        failure = attempt.last_failure()
-        code = failure.get("code", "trainer_died")
-        attempt.say(
-            exit_code=status,
-            code=code,
-            message=failure.get(
-                "message", f"the trainer ended with {status} and no word; see {attempt.paths.log.name}"
-            ),
-            remedy=failure.get("remedy", ""),
-            final=code in _FINAL_CODES,
-        )
-        return status
     except ShortstackError as error:
-        attempt.say(exit_code=1, code="agent", message=str(error), remedy=error.remedy, final=False)
+        attempt.say(exit_code=1, code="agent", message=str(error), remedy=error.remedy, final=isinstance(error, Poison))
         return 1
-    finally:
-        shipper.finish(_DRAIN_S)
+    failure = attempt.last_failure()
+    code = STOPPED if trainer.stopping.is_set() else failure.get("code", "trainer_died")
+    died = f"the trainer ended with {status} and no word; see {attempt.paths.log.name}"
+    message = "asked to stop" if code == STOPPED else failure.get("message", died)
+    remedy = failure.get("remedy", "")
+    attempt.say(exit_code=status or 1, code=code, message=message, remedy=remedy, final=code in _FINAL_CODES)
+    return status or 1
+
+
+def _take(lock: BinaryIO) -> bool:
+    """Takes the attempt's lock; a launcher that looks whether it is held may hold it for a moment."""
+    deadline = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -250,22 +210,25 @@ def main(arguments: Sequence[str]) -> int:
     order = orjson.loads(Path(arguments[0]).read_bytes())
     config, clock = TrainingConfig(), SystemClock()
     paths = attempt_paths(Path(arguments[0]).parent.parent, order["run"], order["attempt"])
+    attempt = _Attempt(order, paths, BlobStore.open(config.storage_url))
+    trainer = _Trainer(attempt)
+    signal.signal(signal.SIGTERM, trainer.on_signal)
     with paths.lock.open("a+b") as lock, Telemetry.start("training", config) as telemetry:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            telemetry.log.info("attempt is running already", run=order["run"], attempt=order["attempt"])
+        if not _take(lock) or paths.result.exists():
+            telemetry.log.info("attempt is running already, or over", run=order["run"], attempt=order["attempt"])
             return 0
-        lock.truncate(0)
-        lock.write(str(os.getpid()).encode())
-        lock.flush()
-        signal.signal(signal.SIGTERM, lambda *_: None)  # see _run_trainer
         with closing(KafkaBroker.connect(config)) as broker:
-            shipper = EventShipper(
-                paths.folder / "events.jsonl", order["run"], broker.producer(), clock, paths.folder / "events.shipped"
-            )
+            place = paths.folder / "events.shipped"
+            events = paths.folder / "events.jsonl"
+            shipper = EventShipper(events, order["run"], broker.producer, place, clock, telemetry.log)
             shipper.start()
-            return _work(_Attempt(order, paths, BlobStore.open(config.storage_url)), shipper)
+            try:
+                return _work(attempt, trainer)
+            finally:
+                deadline = clock.monotonic() + _DRAIN_S
+                while not shipper.finish(_DRAIN_STOPPED_S):
+                    if trainer.stopping.is_set() or clock.monotonic() > deadline:
+                        break
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from typing import Final
 
 import orjson
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from shortstack.core.errors import Invalid
+from shortstack.core.errors import Poison
 from shortstack.core.identity import model_name
 from shortstack.declarations.base_models import BaseModels
 from shortstack.messages.v1 import dataset_pb2 as ds
@@ -26,18 +27,19 @@ JOB_ENDED: Final = frozenset({tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED, tr.JO
 RUN_ENDED: Final = frozenset({tr.RUN_STATE_SUCCEEDED, tr.RUN_STATE_FAILED, tr.RUN_STATE_CANCELLED})
 STEPS: Final = ("validate", "curate", "train", "export", "prove", "deploy")
 _DEFAULT_SUFFIX: Final = "model"
+_MODEL_OVER: Final = frozenset({sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN})
 
 
-def stamp(field: object, at: datetime) -> None:
+def stamp(field: Timestamp, at: datetime) -> None:
     """Sets a protobuf timestamp."""
-    field.FromDatetime(at.astimezone(UTC).replace(tzinfo=None))  # type: ignore[attr-defined]
+    field.FromDatetime(at.astimezone(UTC).replace(tzinfo=None))
 
 
 class JobBook:
     """All jobs and runs by id; methods change snapshots and say by ``dirty`` which must be written."""
 
-    def __init__(self, bases: BaseModels, ranks: int) -> None:
-        self._bases, self._ranks = bases, ranks
+    def __init__(self, bases: BaseModels, ranks: int, *, serves_merged: bool) -> None:
+        self._bases, self._ranks, self._serves_merged = bases, ranks, serves_merged
         self.jobs: dict[str, tr.JobSnapshot] = {}
         self.runs: dict[str, tr.RunSnapshot] = {}
         self.dirty: set[str] = set()
@@ -63,21 +65,20 @@ class JobBook:
         """Opens the jobs that a dataset's publications ask for; one asked for again after it failed opens anew."""
         publication = snapshot.publication
         for wish in snapshot.wishes:
+            at = wish.requested_at.ToDatetime(tzinfo=UTC)
             known = self.jobs.get(wish.job)
             if known is not None:
-                if not known.publication:
-                    known.publication = publication.publication
-                    self.dirty.add(f"job/{known.job}")
-                self._reopen(known, wish.requested_at.ToNanoseconds(), now)
+                self._wish_again(known, publication.publication, at, now)
                 continue
             request = {
                 "train": orjson.loads(wish.train_json),
                 **({"deploy": orjson.loads(wish.deploy_json)} if wish.deploy_json else {}),
             }
-            self.open(wish.job, publication.owner, publication.dataset, publication.publication, request, now)
+            opened = self.open(wish.job, publication.owner, publication.dataset, request, at, now)
+            opened.publication = publication.publication
 
     def open(
-        self, job: str, owner: str, dataset: str, publication: str, request: Mapping[str, object], now: datetime
+        self, job: str, owner: str, dataset: str, request: Mapping[str, object], requested_at: datetime, now: datetime
     ) -> tr.JobSnapshot:
         """Opens a job, unless there is one of that id."""
         if job in self.jobs:
@@ -86,25 +87,37 @@ class JobBook:
             job=job,
             owner=owner,
             dataset=dataset,
-            publication=publication,
             state=tr.JOB_STATE_VALIDATING_FILES,
             request_json=orjson.dumps(request, option=orjson.OPT_SORT_KEYS).decode(),
             steps=[tr.JobStep(name=name, state=tr.STEP_STATE_WAITING) for name in STEPS],
         )
         stamp(snapshot.created_at, now)
+        stamp(snapshot.opened_at, requested_at)
+        stamp(snapshot.wished_at, requested_at)
         self.jobs[job] = snapshot
-        self.dirty.add(f"job/{job}")
+        self.touch(snapshot, now)
         return snapshot
 
-    def _reopen(self, job: tr.JobSnapshot, requested_ns: int, now: datetime) -> None:
-        ended = job.state in (tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED)
-        if not ended or requested_ns <= job.finished_at.ToNanoseconds():
+    def _wish_again(self, job: tr.JobSnapshot, publication: str, requested_at: datetime, now: datetime) -> None:
+        """The first wish that names the publication of a submitted job is that job's own; a later one asks anew."""
+        own = not job.publication
+        if own:
+            job.publication = publication
+            self.touch(job, now)
+        if requested_at <= job.wished_at.ToDatetime(tzinfo=UTC):
             return
+        stamp(job.wished_at, requested_at)
+        self.touch(job, now)
+        if not own and job.state in (tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED):
+            self._reopen(job, requested_at, now)
+
+    def _reopen(self, job: tr.JobSnapshot, requested_at: datetime, now: datetime) -> None:
+        stamp(job.opened_at, requested_at)
         run = self.runs.get(job.run)
         if run is not None and run.state in (tr.RUN_STATE_FAILED, tr.RUN_STATE_CANCELLED):
             self._requeue(run)
         job.state, job.run, job.error, job.remedy, job.error_code = tr.JOB_STATE_VALIDATING_FILES, "", "", "", ""
-        job.cancel_requested = False
+        job.cancel_requested, job.model = False, ""
         job.ClearField("finished_at")
         for step in job.steps:
             step.state, step.message, step.done, step.total = tr.STEP_STATE_WAITING, "", 0, 0
@@ -112,15 +125,18 @@ class JobBook:
 
     def _requeue(self, run: tr.RunSnapshot) -> None:
         run.attempt += 1
-        run.state, run.error, run.remedy = tr.RUN_STATE_QUEUED, "", ""
+        run.state, run.error, run.remedy, run.deaths = tr.RUN_STATE_QUEUED, "", "", 0
         run.ClearField("finished_at")
         self.dirty.add(f"run/{run.run}")
 
-    def cancel(self, job: tr.JobSnapshot, now: datetime) -> None:
-        """Ends a job at once; it wins over a later success."""
-        if job.state in JOB_ENDED:
+    def cancel(self, job: tr.JobSnapshot, requested_at: datetime, now: datetime) -> None:
+        """Ends a job at once; wins over a later success. A cancel from before it was asked for anew is stale."""
+        if job.state in JOB_ENDED or requested_at < job.opened_at.ToDatetime(tzinfo=UTC):
             return
         job.cancel_requested = True
+        for step in job.steps:
+            if step.state in (tr.STEP_STATE_WAITING, tr.STEP_STATE_RUNNING):
+                step.state = tr.STEP_STATE_CANCELLED
         self.end(job, tr.JOB_STATE_CANCELLED, now)
 
     # What follows.
@@ -161,7 +177,8 @@ class JobBook:
         self._step(job, "curate", tr.STEP_STATE_DONE, "", dataset.counts.written, dataset.counts.records, "records")
         try:
             resolved = self._resolve(job, dataset)
-        except Invalid as error:
+        except Poison as error:
+            self._step(job, "validate", tr.STEP_STATE_FAILED, error.what)
             self.fail(job, "invalid_request", str(error), error.remedy, now)
             return
         job.run = resolved.run
@@ -171,7 +188,9 @@ class JobBook:
 
     def _resolve(self, job: tr.JobSnapshot, dataset: ds.DatasetSnapshot) -> ResolvedRun:
         where = f"job {job.job}"
-        return JobRequest.parse(job.request_json, where=where).resolve(
+        request = JobRequest.parse(job.request_json, where=where)
+        request.require_servable(serves_merged=self._serves_merged, where=where)
+        return request.resolve(
             self._bases,
             version=dataset.version,
             records=dataset.counts.train,
@@ -240,13 +259,16 @@ class JobBook:
             job.model = model_name(run.base_model, job.owner, suffix, run.export.digest)
             self.touch(job, now)
         state = model.state if model is not None else sv.MODEL_STATE_UNSPECIFIED
+        if model is not None and state in _MODEL_OVER and _before(model.updated_at, job.opened_at):
+            # It was refused or withdrawn before this job asked for it; serving will try it anew.
+            state = sv.MODEL_STATE_LOADING
         if state == sv.MODEL_STATE_SERVED:
             self._step(job, "prove", tr.STEP_STATE_DONE)
-            self._step(job, "deploy", tr.STEP_STATE_DONE)
+            self._step(job, "deploy", tr.STEP_STATE_DONE, model.message if model is not None else "")
             self.end(job, tr.JOB_STATE_SUCCEEDED, now)
-        elif state == sv.MODEL_STATE_REFUSED:
-            assert model is not None
+        elif model is not None and state in _MODEL_OVER:
             self._step(job, "prove", tr.STEP_STATE_FAILED, model.message)
+            self._step(job, "deploy", tr.STEP_STATE_FAILED)
             self.fail(job, "deployment_failed", model.message, model.remedy, now)
         else:
             proving = state == sv.MODEL_STATE_PROVING
@@ -287,3 +309,7 @@ class JobBook:
         if step != wanted:
             step.CopyFrom(wanted)
             self.dirty.add(f"job/{job.job}")
+
+
+def _before(one: Timestamp, other: Timestamp) -> bool:
+    return one.ToNanoseconds() < other.ToNanoseconds()

@@ -24,7 +24,11 @@ class TrainingConfig(ServiceConfig):
     training_runs_dir: Path | None = Field(None, description="Folder of run folders (VAR/runs)")
     training_parallel: int = Field(1, ge=1, description="Runs at the same time")
     training_processes: int = Field(1, ge=1, description="Ranks of a run (torchrun --nproc-per-node)")
-    training_max_attempts: int = Field(4, ge=1, description="Attempts at a run whose processes die, before it fails")
+    training_max_attempts: int = Field(4, ge=1, description="Attempts of a run that may die before it fails")
+
+    serves_merged: bool = Field(
+        False, description="Whether servers take whole models; the embedded inference server takes adapters alone"
+    )
 
     @property
     def runs_dir(self) -> Path:

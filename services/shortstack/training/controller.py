@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
+from google.protobuf.message import DecodeError
 
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Poison
+from shortstack.core.errors import NotFound, Poison, Transient, did_you_mean
 from shortstack.core.telemetry import Telemetry
 from shortstack.declarations.base_models import BaseModels
 from shortstack.messages.v1 import training_pb2 as tr
@@ -22,6 +25,7 @@ from shortstack.messages.v1.serving_pb2 import ModelRecord
 from shortstack.streams import topics
 from shortstack.streams.broker import Broker, Delivery, Producer, Reader
 from shortstack.streams.envelope import outbound
+from shortstack.streams.set_aside import SetAside
 from shortstack.streams.state import StateReader, StateWriter
 from shortstack.training.book import JOB_ENDED, JobBook, stamp
 from shortstack.training.config import TrainingConfig
@@ -32,6 +36,7 @@ __all__ = ["TrainingController"]
 
 _SOURCE: Final = "training"
 _PROGRESS_S: Final = 1.0
+_POLL_S: Final = 0.1
 _ACTIVE: Final = frozenset({tr.RUN_STATE_STARTING, tr.RUN_STATE_RUNNING, tr.RUN_STATE_EXPORTING})
 
 
@@ -49,11 +54,14 @@ class TrainingController:
         config: TrainingConfig,
         telemetry: Telemetry,
         clock: Clock,
+        poll_s: float = _POLL_S,
     ) -> None:
         self._broker, self._datasets, self._models, self._launcher = broker, datasets, models, launcher
         self._bases, self._config, self._telemetry, self._clock = bases, config, telemetry, clock
         self._writer = StateWriter(broker, topics.TRAINING_STATE, tr.TrainingRecord, clock, source=_SOURCE)
-        self._book = JobBook(bases, config.training_processes)
+        self._poll_s = poll_s
+        self._book = self._new_book()
+        self._aside: SetAside | None = None
         self._reader: Reader | None = None
         self._producer: Producer | None = None
         self._written_at: dict[str, float] = {}
@@ -66,11 +74,12 @@ class TrainingController:
     def open(self) -> None:
         """Claims the state topic, then reads requests and events to their end before it acts on anything."""
         self.close()
-        self._book = JobBook(self._bases, self._config.training_processes)
+        self._book = self._new_book()
         self._book.restore(self._writer.open())
         for key, record in self._writer.latest.items():
             self._show(key, record)
         self._producer = self._broker.producer()
+        self._aside = SetAside(self._broker, topics.TRAINING_REQUESTS, _SOURCE, self._telemetry, self._clock)
         self._reader = self._broker.reader([topics.TRAINING_REQUESTS.name, topics.TRAINING_EVENTS.name])
         while not self._reader.caught_up():
             self._read(self._reader)
@@ -90,10 +99,16 @@ class TrainingController:
         """Lets go of connections; attempts go on."""
         if self._reader is not None:
             self._reader.close()
-        if self._producer is not None:
-            self._producer.close(self._config.shutdown_grace_s / 4)
+        for sending in (self._producer, self._aside):
+            if sending is not None:
+                with suppress(Transient):  # the broker is away; snapshots that count were acknowledged
+                    sending.close(self._config.shutdown_grace_s / 4)
         self._writer.close()
-        self._reader = self._producer = None
+        self._reader = self._producer = self._aside = None
+
+    def _new_book(self) -> JobBook:
+        config = self._config
+        return JobBook(self._bases, config.training_processes, serves_merged=config.serves_merged)
 
     # For the API's threads.
 
@@ -110,43 +125,37 @@ class TrainingController:
     # Reading.
 
     def _read(self, reader: Reader) -> None:
-        for delivery in reader.poll(0.1):
+        for delivery in reader.poll(self._poll_s):
+            if delivery.partition.topic == topics.TRAINING_EVENTS.name:
+                self._take_event(delivery)
+                continue
             try:
-                if delivery.partition.topic == topics.TRAINING_EVENTS.name:
-                    self._event(tr.TrainingEvent.FromString(delivery.value or b""))
-                else:
-                    self._request(orjson.loads(delivery.value or b"{}"))
+                self._request(orjson.loads(delivery.value or b"{}"), delivery)
             except (Poison, ValueError, KeyError, TypeError) as error:
-                self._telemetry.log.error("message set aside", place=delivery.place, error=str(error))
-                self._set_aside(delivery, error)
+                if self._aside is not None:
+                    self._aside.put(delivery, error)
 
-    def _set_aside(self, delivery: Delivery, error: Exception) -> None:
-        if delivery.partition.topic != topics.TRAINING_REQUESTS.name or self._producer is None:
-            return
-        dead = topics.dead_letters(topics.TRAINING_REQUESTS)
-        key = (delivery.key or b"").decode(errors="replace")
-        extra = {"shortstack-place": delivery.place, "shortstack-error": str(error)}
-        message = outbound(
-            dead,
-            key,
-            delivery.value or b"",
-            type="shortstack.dead-letter",
-            source=_SOURCE,
-            clock=self._clock,
-            id=delivery.place,
-            extra=extra,
-        )
-        self._producer.send(message)
+    def _request(self, request: Mapping[str, Any], delivery: Delivery) -> None:
+        kinds = {"submit": self._submit, "cancel": self._cancel}
+        if request["kind"] not in kinds:
+            raise Poison(f'kind "{request["kind"]}" is unknown', remedy=did_you_mean(str(request["kind"]), kinds))
+        kinds[request["kind"]](request, datetime.fromtimestamp(delivery.timestamp_ms / 1000, UTC))
 
-    def _request(self, request: Mapping[str, Any]) -> None:
-        now = self._clock.now()
-        if request["kind"] == "cancel":
-            job = self._book.jobs.get(request["job"])
-            if job is not None and job.owner == request["owner"]:
-                self._book.cancel(job, now)
-            return
+    def _submit(self, request: Mapping[str, Any], at: datetime) -> None:
         body = {name: request[name] for name in ("train", "deploy", "openai") if request.get(name) is not None}
-        self._book.open(request["job"], request["owner"], request["dataset"], "", body, now)
+        self._book.open(request["job"], request["owner"], request["dataset"], body, at, self._clock.now())
+
+    def _cancel(self, request: Mapping[str, Any], at: datetime) -> None:
+        job = self._book.jobs.get(request["job"])
+        if job is not None and job.owner == request["owner"]:
+            self._book.cancel(job, at, self._clock.now())
+
+    def _take_event(self, delivery: Delivery) -> None:
+        try:
+            self._event(tr.TrainingEvent.FromString(delivery.value or b""))
+        except (DecodeError, ValueError, KeyError, TypeError) as error:
+            # Events are for watching: one that cannot be read changes nothing.
+            self._telemetry.log.warning("event passed over", place=delivery.place, error=str(error))
 
     def _event(self, event: tr.TrainingEvent) -> None:
         if not self.events.add(event):
@@ -180,23 +189,25 @@ class TrainingController:
 
     @staticmethod
     def _dataset_of(job: tr.JobSnapshot, snapshots: list[DatasetSnapshot]) -> DatasetSnapshot | None:
-        """Its publication, or the newest ready one of that name for a job that named no publication."""
+        """Its publication; else the one that says it is for this job; else the newest ready one of that name."""
         if job.publication:
             return next((s for s in snapshots if s.publication.publication == job.publication), None)
         named = [s for s in snapshots if s.publication.owner == job.owner and s.publication.dataset == job.dataset]
-        if not named:
-            return None
-        newest = max(named, key=lambda s: (s.state == DATASET_STATE_READY, s.publication.accepted_at.ToNanoseconds()))
-        return newest
+        ranks = [(s.publication.job == job.job, s.state == DATASET_STATE_READY) for s in named]
+        accepted = [s.publication.accepted_at.ToNanoseconds() for s in named]
+        return max(zip(ranks, accepted, named, strict=True), key=lambda found: found[:2], default=(None, None, None))[2]
 
     def _follow(self) -> None:
         for run in self._book.runs.values():
             if run.state not in _ACTIVE:
                 continue
-            if not self._wanted(run):
+            wanted = self._wanted(run)
+            if not wanted:
                 self._launcher.cancel(run.run, run.attempt)
             status = self._launcher.status(run.run, run.attempt)
             match status.phase:
+                case AttemptPhase.ABSENT if not wanted:
+                    self._finish(run, tr.RUN_STATE_CANCELLED)
                 case AttemptPhase.ABSENT:
                     self._launch(run)
                 case AttemptPhase.SUCCEEDED:
@@ -212,36 +223,30 @@ class TrainingController:
 
     def _succeed(self, run: tr.RunSnapshot, status: AttemptStatus) -> None:
         export = status.export or {}
-        run.export.CopyFrom(
-            tr.Export(
-                prefix=export["prefix"],
-                manifest=export["manifest"],
-                manifest_sha256=export["manifest_sha256"],
-                digest=export["digest"],
-                base_model=run.base_model,
-                base_digest=self._bases.get(run.base_model).digest(),
-                prompt_format=export["prompt_format"],
-            )
-        )
-        stamp(run.finished_at, self._clock.now())
-        self._move(run, tr.RUN_STATE_SUCCEEDED)
+        names = ("prefix", "manifest", "manifest_sha256", "digest", "base_digest", "prompt_format")
+        run.export.CopyFrom(tr.Export(base_model=run.base_model, **{name: export[name] for name in names}))
+        self._finish(run, tr.RUN_STATE_SUCCEEDED)
 
     def _broke_off(self, run: tr.RunSnapshot, status: AttemptStatus) -> None:
         """Another attempt from the newest whole checkpoint, unless it is not wanted, hopeless, or the last."""
         if not self._wanted(run):
-            stamp(run.finished_at, self._clock.now())
-            self._move(run, tr.RUN_STATE_CANCELLED)
+            self._finish(run, tr.RUN_STATE_CANCELLED)
             return
-        stopped = status.phase is AttemptPhase.LOST or status.code == "stopped"
-        if status.final or (run.attempt >= self._config.training_max_attempts and not stopped):
-            run.error = status.message or "its processes died"
-            run.remedy = status.remedy or f"See {run.run_dir}"
-            stamp(run.finished_at, self._clock.now())
-            self._move(run, tr.RUN_STATE_FAILED)
+        run.deaths += status.code != "stopped"
+        if status.final or run.deaths >= self._config.training_max_attempts:
+            self._give_up(run, status.message or "its processes died", status.remedy or f"See {run.run_dir}")
             return
         self._telemetry.log.warning("attempt broke off", run=run.run, attempt=run.attempt, why=status.message)
         run.attempt += 1
         self._move(run, tr.RUN_STATE_STARTING)
+
+    def _give_up(self, run: tr.RunSnapshot, error: str, remedy: str) -> None:
+        run.error, run.remedy = error, remedy
+        self._finish(run, tr.RUN_STATE_FAILED)
+
+    def _finish(self, run: tr.RunSnapshot, state: tr.RunState.ValueType) -> None:
+        stamp(run.finished_at, self._clock.now())
+        self._move(run, state)
 
     def _start(self) -> None:
         """Queued runs in order of age, as many as may go at the same time."""
@@ -249,8 +254,7 @@ class TrainingController:
         queued = [run for run in self._book.runs.values() if run.state == tr.RUN_STATE_QUEUED]
         for run in sorted(queued, key=lambda r: r.created_at.ToNanoseconds()):
             if not self._wanted(run):
-                stamp(run.finished_at, self._clock.now())
-                self._move(run, tr.RUN_STATE_CANCELLED)
+                self._finish(run, tr.RUN_STATE_CANCELLED)
             elif active < self._config.training_parallel:
                 active += 1
                 # Written before it is launched: a crash between the two finds the attempt absent and launches it.
@@ -259,9 +263,13 @@ class TrainingController:
     def _launch(self, run: tr.RunSnapshot) -> None:
         if self._written(f"run/{run.run}") != run.attempt:
             return
-        base = self._bases.get(run.base_model)
+        try:
+            base = self._bases.get(run.base_model)
+            manifest = self._manifest(run)
+        except Poison as error:
+            self._give_up(run, str(error), error.remedy)
+            return
         config = orjson.loads(run.config_json)
-        dataset = next(s for s in self._datasets.values() if s.publication.publication == run.publication)
         plan = {
             "run": run.run,
             "owner": run.owner,
@@ -271,8 +279,17 @@ class TrainingController:
             "seed": config["seed"],
         }
         run.run_dir = str(self._config.runs_dir / run.run)
-        self._launcher.launch(
-            AttemptOrder(run.run, run.attempt, dataset.manifest, self._config.training_processes, plan)
+        self._book.dirty.add(f"run/{run.run}")
+        self._launcher.launch(AttemptOrder(run.run, run.attempt, manifest, self._config.training_processes, plan))
+
+    def _manifest(self, run: tr.RunSnapshot) -> str:
+        """Key of the manifest of the dataset version that the run trains on."""
+        for dataset in self._datasets.values():
+            if dataset.publication.publication == run.publication and dataset.version == run.version:
+                return dataset.manifest
+        raise NotFound(
+            f'version {run.version} of dataset "{run.dataset}" is no longer there',
+            remedy="Publish the dataset again.",
         )
 
     def _written(self, key: str) -> int:
@@ -294,7 +311,7 @@ class TrainingController:
         due = {}
         for key in list(self._book.dirty):
             record, known = self._book.record(key), self._shown.get(key)
-            moved = known is None or _state(known) != _state(record)
+            moved = known is None or _vital(known) != _vital(record)
             if moved or now - self._written_at.get(key, 0.0) >= _PROGRESS_S:
                 due[key] = record
         if not due:
@@ -341,7 +358,10 @@ class TrainingController:
             self._changed.notify_all()
 
 
-def _state(record: tr.TrainingRecord) -> tuple[int, int]:
-    if record.WhichOneof("record") == "job":
-        return record.job.state, 0
-    return record.run.state, record.run.attempt
+def _state(record: tr.TrainingRecord) -> int:
+    return record.job.state if record.WhichOneof("record") == "job" else record.run.state
+
+
+def _vital(record: tr.TrainingRecord) -> tuple[int, int, str]:
+    """What others act on; the rest is progress."""
+    return _state(record), record.run.attempt, record.job.model

@@ -20,6 +20,7 @@ from shortstack.streams.broker import Producer
 from shortstack.streams.envelope import outbound
 from shortstack.streams.state import StateReader
 from shortstack.training.book import JOB_ENDED
+from shortstack.training.config import TrainingConfig
 from shortstack.training.controller import TrainingController
 from shortstack.training.requests import JobRequest
 from shortstack.training.v1 import training_pb2 as pb
@@ -44,28 +45,23 @@ class TrainingServicer(TrainingServiceServicer):
         bases: BaseModels,
         producer: Producer,
         clock: Clock,
-        ranks: int,
+        config: TrainingConfig,
     ) -> None:
         self._controller, self._datasets, self._bases = controller, datasets, bases
-        self._producer, self._clock, self._ranks = producer, clock, ranks
+        self._producer, self._clock = producer, clock
+        self._ranks, self._serves_merged = config.training_processes, config.serves_merged
 
     def SubmitRun(self, request: pb.SubmitRunRequest, context: grpc.ServicerContext) -> pb.SubmitRunResponse:
         """Opens a job; the same id again is the same job."""
         job = request.job or f"ftjob-{secrets.token_hex(12)}"
         if not request.dataset:
             raise Invalid("a job names its dataset", where=f"job {job}", param="dataset")
-        wish = JobRequest.parse(request.request_json, where=f"job {job}")
-        base = wish.train.get("base_model")
-        if base:
-            self._bases.get(str(base))
-        message = {
-            "kind": "submit",
-            "job": job,
-            "owner": request.owner or DEFAULT_OWNER,
-            "dataset": request.dataset,
-            **orjson.loads(request.request_json),
-        }
-        self._send(job, message)
+        where = f"job {job}"
+        self._check(JobRequest.parse(request.request_json, where=where), where)
+        given = orjson.loads(request.request_json)
+        body = {name: given[name] for name in ("train", "deploy", "openai") if given.get(name) is not None}
+        head = {"kind": "submit", "job": job, "owner": request.owner or DEFAULT_OWNER, "dataset": request.dataset}
+        self._send(job, head | body)
         self._controller.wait(lambda shown: f"job/{job}" in shown, _EFFECT_S)
         return pb.SubmitRunResponse(job=self._job(request.owner, job))
 
@@ -126,7 +122,9 @@ class TrainingServicer(TrainingServiceServicer):
             raise NotFound(f'no dataset "{request.dataset}" is ready', remedy="See: shortstack datasets list")
         dataset = max(named, key=lambda s: s.publication.accepted_at.ToNanoseconds())
         where = f"dataset {request.dataset}"
-        resolved = JobRequest.parse(request.request_json, where=where).resolve(
+        wish = JobRequest.parse(request.request_json, where=where)
+        self._check(wish, where)
+        resolved = wish.resolve(
             self._bases,
             version=dataset.version,
             records=dataset.counts.train,
@@ -151,6 +149,13 @@ class TrainingServicer(TrainingServiceServicer):
             events = events[ids.index(request.after) + 1 :] if request.after in ids else []
         page = events[: request.limit or _PAGE]
         return pb.ListEventsResponse(events=page, has_more=len(events) > len(page))
+
+    def _check(self, wish: JobRequest, where: str) -> None:
+        """Refuses now what would fail after the dataset is prepared, or after the training."""
+        base = wish.train.get("base_model")
+        if base:
+            self._bases.get(str(base), param="train.base_model")
+        wish.require_servable(serves_merged=self._serves_merged, where=where)
 
     def _send(self, key: str, message: Mapping[str, Any]) -> None:
         value = orjson.dumps(message)

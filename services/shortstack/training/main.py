@@ -20,7 +20,7 @@ from shortstack.streams.state import StateReader
 from shortstack.training.config import TrainingConfig
 from shortstack.training.controller import TrainingController
 from shortstack.training.grpc_service import TrainingServicer
-from shortstack.training.launcher import ProcessLauncher
+from shortstack.training.processes import ProcessLauncher
 from shortstack.training.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
 
 _API = "shortstack.training.v1.TrainingService"
@@ -41,8 +41,7 @@ def run() -> int:
             broker, datasets, models, launcher, bases, config=config, telemetry=telemetry, clock=clock
         )
         loop = Loop("jobs", controller, health, telemetry, clock)
-        ranks = config.training_processes
-        servicer = TrainingServicer(controller, datasets, bases, broker.producer(), clock, ranks)
+        servicer = TrainingServicer(controller, datasets, bases, broker.producer(), clock, config)
         add = (add_TrainingServiceServicer_to_server, servicer)
         server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
         page = HealthServer(config.host, config.http_port, health, telemetry.metrics.registry)

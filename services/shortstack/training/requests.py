@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, Final
 
 import orjson
 
-from shortstack.core.errors import Invalid
+from shortstack.core.errors import Invalid, did_you_mean
 from shortstack.core.identity import run_id
 from shortstack.declarations.base_models import BaseModel, BaseModels
-from shortstack.declarations.deploy import DeployWish
+from shortstack.declarations.deploy import DeployWish, require_servable
 from shortstack.declarations.train import TrainConfig
 
 __all__ = ["JobRequest", "ResolvedRun", "auto_hyperparameters"]
@@ -22,6 +23,12 @@ _AUTO_BATCH: Final = 8
 _AUTO_STEPS: Final = 100
 _AUTO_MAX_EPOCHS: Final = 10
 _MAX_MICRO_BATCH: Final = 8
+_SEED: Final = 42
+_HYPERPARAMETERS: Final[Mapping[str, type | UnionType]] = {
+    "batch_size": int,
+    "n_epochs": int | float,
+    "learning_rate_multiplier": int | float,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +68,21 @@ class JobRequest:
             raise Invalid(f"not JSON: {error}", where=where) from error
         if not isinstance(value, dict) or not isinstance(value.get("train"), dict):
             raise Invalid('a job has "train", an object of settings', where=where, param="train")
-        deploy = value.get("deploy")
+        deploy, openai = value.get("deploy"), value.get("openai") or {}
+        if not isinstance(deploy, dict | None) or not isinstance(openai, dict):
+            raise Invalid('"deploy" and "openai" are objects', where=where)
         TrainConfig.parse(value["train"], where=f"{where}, train")
+        _check_openai(openai, where)
         return cls(
             train=value["train"],
             deploy=None if deploy is None else DeployWish.parse(deploy, where=f"{where}, deploy"),
-            openai=value.get("openai") or {},
+            openai=openai,
         )
+
+    def require_servable(self, *, serves_merged: bool, where: str) -> None:
+        """Raises Invalid for a wish to deploy what the servers here could not serve: see `require_servable`."""
+        if self.deploy is not None:
+            require_servable(self.train, serves_merged=serves_merged, where=where)
 
     def resolve(
         self, bases: BaseModels, *, version: str, records: int, prompt_format: str, ranks: int, where: str
@@ -82,13 +97,31 @@ class JobRequest:
         train = {**self.train, "base_model": base.name}
         if self.openai:
             train |= auto_hyperparameters(self.openai.get("hyperparameters") or {}, train, records=records, ranks=ranks)
-        seed = self.openai.get("seed")
+        seed = self.openai.get("seed")  # an int or None, by _check_openai
         named = prompt_format or str(train.get("chat_template") or "base")
         config = TrainConfig.resolve(
-            train, base_model=base.name, prompt_format=named, seed=42 if seed is None else int(seed), where=where
+            train, base_model=base.name, prompt_format=named, seed=_SEED if seed is None else seed, where=where
         )
         digest = base.digest()
         return ResolvedRun(run_id(config.model_dump(mode="json"), version, digest), base, digest, config)
+
+
+def _check_openai(openai: Mapping[str, Any], where: str) -> None:
+    """Raises Invalid unless hyperparameters are "auto" or numbers above 0, and the seed a whole number."""
+    given = openai.get("hyperparameters") or {}
+    if not isinstance(given, dict):
+        raise Invalid('"hyperparameters" is an object', where=where, param="hyperparameters")
+    for name, value in given.items():
+        param = f"hyperparameters.{name}"
+        if name not in _HYPERPARAMETERS:
+            remedy = did_you_mean(str(name), _HYPERPARAMETERS)
+            raise Invalid(f'"{name}" is no hyperparameter', where=where, remedy=remedy, param=param)
+        number = isinstance(value, _HYPERPARAMETERS[name]) and not isinstance(value, bool)
+        if value is not None and value != _AUTO and not (number and 0 < value < math.inf):
+            raise Invalid(f'{param} is {value!r}; give "auto" or a number above 0', where=where, param=param)
+    seed = openai.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise Invalid(f"seed is {seed!r}, not a whole number", where=where, param="seed")
 
 
 def auto_hyperparameters(
@@ -100,6 +133,7 @@ def auto_hyperparameters(
     and at most 10; ``learning_rate_multiplier`` times the preset's rate, auto 1. Source: the project's mapping of
     OpenAI's fine-tuning API, docs/fine-tuning.md.
     """
+    given = {name: value for name, value in given.items() if value is not None}
     asked = given.get("batch_size", _AUTO)
     batch = _AUTO_BATCH if asked == _AUTO else int(asked)
     micro = min(batch, _MAX_MICRO_BATCH)

@@ -154,6 +154,8 @@ class JobSnapshot(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     TRAINED_TOKENS_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    OPENED_AT_FIELD_NUMBER: _builtins.int
+    WISHED_AT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     owner: _builtins.str
     publication: _builtins.str
@@ -178,6 +180,16 @@ class JobSnapshot(_message.Message):
     def finished_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def opened_at(self) -> _timestamp_pb2.Timestamp:
+        """Append time of the request that opened it, or opened it anew after it had failed: an older cancel is stale, and an
+        alias moves by this time.
+        """
+
+    @_builtins.property
+    def wished_at(self) -> _timestamp_pb2.Timestamp:
+        """Time of the newest wish for it that has been looked at, so that a replay opens nothing anew."""
+
     def __init__(
         self,
         *,
@@ -198,10 +210,12 @@ class JobSnapshot(_message.Message):
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         trained_tokens: _builtins.int = ...,
         cancel_requested: _builtins.bool = ...,
+        opened_at: _timestamp_pb2.Timestamp | None = ...,
+        wished_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "finished_at", b"finished_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "finished_at", b"finished_at", "opened_at", b"opened_at", "updated_at", b"updated_at", "wished_at", b"wished_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created_at", b"created_at", "dataset", b"dataset", "error", b"error", "error_code", b"error_code", "finished_at", b"finished_at", "job", b"job", "model", b"model", "owner", b"owner", "publication", b"publication", "remedy", b"remedy", "request_json", b"request_json", "run", b"run", "state", b"state", "steps", b"steps", "trained_tokens", b"trained_tokens", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created_at", b"created_at", "dataset", b"dataset", "error", b"error", "error_code", b"error_code", "finished_at", b"finished_at", "job", b"job", "model", b"model", "opened_at", b"opened_at", "owner", b"owner", "publication", b"publication", "remedy", b"remedy", "request_json", b"request_json", "run", b"run", "state", b"state", "steps", b"steps", "trained_tokens", b"trained_tokens", "updated_at", b"updated_at", "wished_at", b"wished_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -277,6 +291,7 @@ class RunSnapshot(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
+    DEATHS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     attempt: _builtins.int
     owner: _builtins.str
@@ -296,6 +311,8 @@ class RunSnapshot(_message.Message):
     """Folder of the run, as the launcher names it."""
     error: _builtins.str
     remedy: _builtins.str
+    deaths: _builtins.int
+    """Attempts that died since the run was asked for (anew); one that was asked to stop is not among them."""
     @_builtins.property
     def export(self) -> Global___Export: ...
     @_builtins.property
@@ -332,10 +349,11 @@ class RunSnapshot(_message.Message):
         finished_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         jobs: _abc.Iterable[_builtins.str] | None = ...,
+        deaths: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "export", b"export", "finished_at", b"finished_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "config_json", b"config_json", "created_at", b"created_at", "dataset", b"dataset", "error", b"error", "eta_seconds", b"eta_seconds", "export", b"export", "finished_at", b"finished_at", "jobs", b"jobs", "loss", b"loss", "max_steps", b"max_steps", "owner", b"owner", "publication", b"publication", "remedy", b"remedy", "run", b"run", "run_dir", b"run_dir", "state", b"state", "step", b"step", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "config_json", b"config_json", "created_at", b"created_at", "dataset", b"dataset", "deaths", b"deaths", "error", b"error", "eta_seconds", b"eta_seconds", "export", b"export", "finished_at", b"finished_at", "jobs", b"jobs", "loss", b"loss", "max_steps", b"max_steps", "owner", b"owner", "publication", b"publication", "remedy", b"remedy", "run", b"run", "run_dir", b"run_dir", "state", b"state", "step", b"step", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
