@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC
@@ -30,6 +31,7 @@ from shortstack.messages.v1.dataset_pb2 import (
     DATASET_STATE_READY,
     BatchEntry,
     DatasetSnapshot,
+    DatasetState,
     PublicationEvent,
 )
 from shortstack.storage.blobs import BlobStore
@@ -222,7 +224,11 @@ class DatasetController:
             dataset.settle(DATASET_STATE_FAILED, str(error), error.remedy, "cannot_assemble")
             return
         attempt = dataset.ledger.publication.attempt
-        self._running[publication] = (attempt, self._pool.submit(self._assembler, plan))
+        self._running[publication] = (attempt, self._pool.submit(self._assemble, plan))
+
+    def _assemble(self, plan: AssemblyPlan) -> AssembledVersion:
+        with self._telemetry.metrics.assemble_seconds.time():
+            return self._assembler(plan)
 
     def _collect(self) -> None:
         for publication, (attempt, future) in list(self._running.items()):
@@ -235,7 +241,10 @@ class DatasetController:
                 continue
             error = future.exception()
             if error is None:
-                dataset.finish(future.result())
+                version = future.result()
+                dataset.finish(version)
+                for fate in ("chosen", "duplicates", "mixed_in"):
+                    self._telemetry.metrics.assembled_records.labels(fate).inc(getattr(version, fate))
             else:
                 self._telemetry.log.error("assembling broke off", publication=publication, error=str(error))
                 dataset.settle(DATASET_STATE_ASSEMBLING, str(error), "It is tried again.", "retrying")
@@ -316,6 +325,10 @@ class DatasetController:
         with self._changed:
             self._snapshots[publication] = copy
             self._changed.notify_all()
+            states = Counter(known.state for known in self._snapshots.values())
+        for state in DatasetState.values()[1:]:
+            name = DatasetState.Name(state).removeprefix("DATASET_STATE_").lower()
+            self._telemetry.metrics.datasets.labels(name).set(states[state])
 
     def _notify(self, snapshot: DatasetSnapshot, topic: topics.Topic) -> None:
         assert self._producer is not None

@@ -61,6 +61,7 @@ class World:
             controller = DatasetController(
                 self.broker, self.blobs, self._assemble, config=config, telemetry=telemetry, clock=self.clock
             )
+            self.metrics = telemetry.metrics
             controller.open()
             try:
                 yield controller
@@ -108,6 +109,7 @@ def test_a_whole_dataset_becomes_ready_and_is_announced_once(world: World) -> No
         turn_until(controller, state_is(ds.DATASET_STATE_READY))
         counts = controller.snapshots()["pub-faq"].counts
 
+    assert world.metrics.registry.get_sample_value("shortstack_datasets", {"state": "ready"}) == 1
     assert (counts.records, counts.kept, counts.rejected, counts.duplicates, counts.written) == (4, 3, 1, 1, 2)
     assert world.count(topics.DATASETS_READY) == 1
 
