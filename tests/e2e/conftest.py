@@ -1,0 +1,61 @@
+"""One stack for all end-to-end tests. The main job is published at once; other tests run beside its training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.stack import Stack
+
+ROOT = Path(__file__).parents[2]
+STACK = pytest.StashKey[Stack]()
+_ORDER = ("test_bad_input", "test_shared_datasets", "test_main_job", "test_openai", "test_cli", "test_replay")
+"""What needs no model first, while the main job trains; what looks at everything that was left last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    ours = [item for item in items if here in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.e2e)
+    places = [place for place, item in enumerate(items) if here in item.path.parents]
+    ordered = sorted(ours, key=lambda item: _ORDER.index(item.path.stem))
+    for place, item in zip(places, ordered, strict=True):
+        items[place] = item
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    stack = item.session.stash.get(STACK, None)
+    if stack is not None and report.failed:
+        report.sections.extend((f"log of {name}", text) for name, text in stack.logs().items())
+    return report
+
+
+@pytest.fixture(scope="session")
+def persona(repository: Path) -> Path:
+    """The example of the main job."""
+    return repository / "examples" / "persona"
+
+
+@pytest.fixture(scope="session")
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path, persona: Path
+) -> Iterator[Stack]:
+    """A stack of the session's own. SHORTSTACK_E2E_VAR names a folder to keep instead, for work on a single test."""
+    kept = os.environ.get("SHORTSTACK_E2E_VAR")
+    var = Path(kept).absolute() if kept else tmp_path_factory.mktemp("stack") / "var"
+    checkout_var = Path(os.environ.get("SHORTSTACK_VAR") or ROOT / "var").absolute()
+    data = ROOT.parent / "shared" / "data"
+    made = Stack(var, checkout_var, [ROOT / "examples", *([data] if data.is_dir() else [])])
+    request.session.stash[STACK] = made
+    try:
+        made.up()
+        made.publish((persona / "publication.json").read_bytes(), "persona")
+        yield made
+    finally:
+        made.down()
+        del request.session.stash[STACK]
