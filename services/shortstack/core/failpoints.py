@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 from shortstack.core.errors import Fatal
@@ -18,9 +19,11 @@ from shortstack.core.errors import Fatal
 __all__ = ["FAILPOINT_VARIABLE", "failpoint"]
 
 FAILPOINT_VARIABLE: Final = "SHORTSTACK_FAILPOINT"
-"""NAME or NAME:COUNT: the one place at which this process ends, at its COUNT-th visit (the first unless given).
+"""NAME or NAME:COUNT: the one place at which this process ends, at its COUNT-th visit (the first unless given). Or
+@FILE: a file that holds the same and is asked at each visit; who ends by it removes it first, so it ends one life of
+one process, and a whole running stack can share it. Unset in every real deployment."""
 
-Unset in every real deployment."""
+_FILE: Final = "@"
 
 
 def failpoint(name: str) -> None:
@@ -30,13 +33,32 @@ def failpoint(name: str) -> None:
         Fatal: the variable's count is no number.
     """
     wanted = os.environ.get(FAILPOINT_VARIABLE)
-    if wanted is not None and wanted.split(":", 1)[0] == name and _visits(wanted)() >= _count(wanted):
+    if not wanted:
+        return
+    if wanted.startswith(_FILE):
+        _by_file(name, Path(wanted.removeprefix(_FILE)))
+    elif _due(name, wanted, 0):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _by_file(name: str, file: Path) -> None:
+    try:
+        written = file.stat().st_mtime_ns
+        if not _due(name, file.read_text().strip(), written):
+            return
+        file.unlink()
+    except FileNotFoundError:
+        return  # nothing is wanted, or another process was quicker to end by it
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _due(name: str, wanted: str, written: int) -> bool:
+    return wanted.split(":", 1)[0] == name and _visits(wanted, written)() >= _count(wanted)
+
+
 @lru_cache(maxsize=16)
-def _visits(wanted: str) -> Callable[[], int]:
-    """The counter of visits that belongs to one setting of the variable."""
+def _visits(wanted: str, written: int) -> Callable[[], int]:
+    """The counter of visits that belongs to one setting: its text and, for a file, when it was written."""
     return itertools.count(1).__next__
 
 

@@ -106,7 +106,7 @@ def service_environment(settings: LocalSettings, service: str) -> dict[str, str]
         "SHORTSTACK_STACK": str(root),
         "SHORTSTACK_KAFKA_BOOTSTRAP": settings.bootstrap,
         "SHORTSTACK_STORAGE_URL": settings.storage_url or f"file://{root / 'blobs'}",
-        "SHORTSTACK_BASE_MODELS": settings.base_models or json.dumps({BASE_MODEL: str(root / "models" / BASE_MODEL)}),
+        "SHORTSTACK_BASE_MODELS": json.dumps(_base_models(settings)),
         "SHORTSTACK_HTTP_PORT": str(ports["http"]),
         "SHORTSTACK_GRPC_PORT": str(ports.get("grpc", 0)),
         "PYTHONUNBUFFERED": "1",
@@ -154,7 +154,7 @@ def _own(settings: LocalSettings, service: str) -> dict[str, str]:
     """What one service alone is told. Inference takes TGI's names: in a cluster TGI stands in its place."""
     table = {
         "inference": {
-            "MODEL_ID": str(settings.root / "models" / BASE_MODEL),
+            "MODEL_ID": next(iter(_base_models(settings).values())),
             "HOSTNAME": _HOST,
             "PORT": str(settings.ports.http("inference")),
             # TGI's own name, without a prefix: a key meant for something else would lock serving out.
@@ -163,6 +163,23 @@ def _own(settings: LocalSettings, service: str) -> dict[str, str]:
         },
     }
     return table.get(service, {})
+
+
+def _base_models(settings: LocalSettings) -> dict[str, str]:
+    """Base models and their folders; inference runs the first."""
+    if settings.base_models is None:
+        return {BASE_MODEL: str(settings.root / "models" / BASE_MODEL)}
+    try:
+        found = json.loads(settings.base_models)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict) or not found or not all(isinstance(folder, str) for folder in found.values()):
+        raise Fatal(
+            f"{settings.base_models!r} is no table of base models",
+            where="SHORTSTACK_BASE_MODELS",
+            remedy='Set it to JSON of this form: {"NAME": "FOLDER"}',
+        )
+    return found
 
 
 def _service(settings: LocalSettings, name: str) -> ServiceSpec:

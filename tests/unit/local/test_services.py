@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from shortstack.core.errors import Fatal
 from shortstack.local.services import SERVICES, local_stages, service_environment
 from shortstack.local.settings import LocalSettings
 
@@ -30,6 +31,17 @@ def test_inference_is_told_in_the_words_of_tgi(settings: LocalSettings) -> None:
     assert environment["PORT"] == str(settings.ports.http("inference"))
     assert environment["HOSTNAME"] == "127.0.0.1"
     assert environment["MODEL_ID"].endswith("models/smollm2-135m-instruct")
+
+
+def test_inference_runs_the_first_of_the_declared_base_models(settings: LocalSettings) -> None:
+    declared = settings.model_copy(update={"base_models": '{"tiny": "/models/tiny", "other": "/models/other"}'})
+    assert service_environment(declared, "inference")["MODEL_ID"] == "/models/tiny"
+
+
+@pytest.mark.parametrize("value", ["no json", "[]", "{}", '{"tiny": 1}'])
+def test_base_models_that_are_no_table_are_refused_with_the_form(settings: LocalSettings, value: str) -> None:
+    with pytest.raises(Fatal, match=r"SHORTSTACK_BASE_MODELS.*NAME"):
+        service_environment(settings.model_copy(update={"base_models": value}), "inference")
 
 
 def test_a_stray_port_in_the_callers_environment_does_not_reach_a_service(
