@@ -19,6 +19,7 @@ __all__ = ["KafkaConsumer", "KafkaReader"]
 
 _MIB: Final = 1024 * 1024
 _CLOSE_MS: Final = 3000
+_JOIN_MS: Final = 3000
 _READER_WAIT_MS: Final = 100
 """A question for the end of the topic waits behind the fetch under way, on the same connection."""
 
@@ -81,7 +82,12 @@ class KafkaConsumer:
 
     def poll(self, timeout_s: float, max_messages: int = 500) -> list[Delivery]:
         """See `Consumer.poll`."""
+        coordinator = self._raw._coordinator
         with translated("poll"):
+            if coordinator.need_rejoin():
+                # A join that ends between two polls is forgotten and begun anew, for ever on a slow machine, and no
+                # heartbeat is sent meanwhile. So one poll waits for it.
+                coordinator.poll(timeout_ms=_JOIN_MS)
             found = self._raw.poll(timeout_ms=int(timeout_s * 1000), max_records=max_messages)
         self._listener.dispatch()
         deliveries = _deliveries(found)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
@@ -112,36 +114,56 @@ def test_seeking_back_delivers_again(broker: Broker, topic: Topic, unique: str) 
     consumer.close()
 
 
-def test_members_share_partitions_and_inherit_them(broker: Broker, topic: Topic, unique: str, until: Until) -> None:
-    events: list[tuple[str, str, frozenset[Partition]]] = []
+class Member:
+    """A consumer and the one thread that uses it."""
 
-    def join(name: str) -> Consumer:
-        return broker.consumer(
-            unique,
+    def __init__(self, broker: Broker, group: str, topic: Topic) -> None:
+        self.held: frozenset[Partition] = frozenset()
+        self.events: list[tuple[str, frozenset[Partition]]] = []
+        self.stray: bool | None = None
+        self._ending = threading.Event()
+        self._orders: queue.SimpleQueue[Partition] = queue.SimpleQueue()
+        self._consumer = broker.consumer(
+            group,
             [topic.name],
-            on_assigned=lambda p: events.append((name, "assigned", p)),
-            on_revoked=lambda p: events.append((name, "revoked", p)),
+            on_assigned=lambda p: self.events.append(("assigned", p)),
+            on_revoked=lambda p: self.events.append(("revoked", p)),
         )
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
 
-    def both_hold(count: int) -> bool:
-        for member in members:
-            member.poll(0.05)
-        held = [member.assignment() for member in members]
-        return sum(map(len, held)) == 4 and all(len(one) == count for one in held)
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            self._consumer.poll(0.05)
+            self.held = self._consumer.assignment()
+            with suppress(queue.Empty):
+                self.stray = self._consumer.commit({self._orders.get_nowait(): (1, "")})
+        self._consumer.close()
 
-    members = [join("first")]
-    until(partial(both_hold, 4), "one member holds all")
-    members.append(join("second"))
-    until(partial(both_hold, 2), "two members share")
-    assert not members[0].assignment() & members[1].assignment()
-    moved = members[1].assignment()
-    assert ("first", "revoked", moved) in events
-    assert any(name == "second" and kind == "assigned" for name, kind, _ in events)
-    some = next(iter(moved))
-    assert not members[0].commit({some: (1, "")}), "a commit for what another member holds"
-    members.pop().close()
-    until(partial(both_hold, 4), "the one that stays inherits")
-    members[0].close()
+    def commit(self, partition: Partition) -> None:
+        self._orders.put(partition)
+
+    def leave(self) -> None:
+        self._ending.set()
+        self._thread.join(20)
+
+
+def test_members_share_partitions_and_inherit_them(broker: Broker, topic: Topic, unique: str, until: Until) -> None:
+    with ExitStack() as stack:
+        first = Member(broker, unique, topic)
+        stack.callback(first.leave)
+        until(lambda: len(first.held) == 4, "one member holds all")
+        second = Member(broker, unique, topic)
+        stack.callback(second.leave)
+        until(lambda: len(first.held) == len(second.held) == 2, "two members share")
+        assert not first.held & second.held
+        assert ("revoked", second.held) in first.events
+        assert ("assigned", second.held) in second.events
+        first.commit(next(iter(second.held)))
+        until(lambda: first.stray is not None)
+        assert first.stray is False, "committed what another member holds"
+        second.leave()
+        until(lambda: len(first.held) == 4, "the one that stays inherits")
 
 
 def test_a_reader_sees_everything_and_knows_the_end(broker: Broker, topic: Topic) -> None:
