@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from contextlib import ExitStack, closing
-from functools import partial
 
 from pydantic import ValidationError
 
+from shortstack.core.config import ServiceConfig
 from shortstack.core.errors import ShortstackError
+from shortstack.core.telemetry import Telemetry
 from shortstack.inference.app import build_app
 from shortstack.inference.composition import build_parts
 from shortstack.inference.config import InferenceConfig
@@ -19,17 +19,17 @@ from shortstack.inference.server import GracefulServer, bind
 def run(config: InferenceConfig) -> None:
     """Serves until SIGTERM or SIGINT."""
     with ExitStack() as stack:
+        stack.enter_context(Telemetry.start("inference", ServiceConfig()))
         listener = stack.enter_context(closing(bind(config.hostname, config.port)))
         parts = build_parts(config)
         parts.engine.start()
         stack.callback(parts.engine.stop)
         grace = config.graceful_termination_timeout
-        GracefulServer(build_app(parts), grace, partial(parts.engine.stop, 0)).run([listener])
+        GracefulServer(build_app(parts), grace, parts.engine.give_up).run([listener])
 
 
 def main() -> None:
     """Exits 0 after a clean stop, else 1 with the reason on stderr."""
-    logging.basicConfig(level=logging.INFO)
     try:
         run(InferenceConfig())
     except (ShortstackError, ValidationError) as error:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,7 @@ def _serving(config: InferenceConfig) -> Iterator[Served]:
     listener = bind(config.hostname, config.port)
     parts = build_parts(config)
     parts.engine.start()
-    server = GracefulServer(build_app(parts), config.graceful_termination_timeout, partial(parts.engine.stop, 0))
+    server = GracefulServer(build_app(parts), config.graceful_termination_timeout, parts.engine.give_up)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:

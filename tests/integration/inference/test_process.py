@@ -43,7 +43,7 @@ def address(running: subprocess.Popen[bytes], log: Path) -> str:
     """Where it says that it listens."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = re.search(r"listening on (http://\S+)", log.read_text("utf-8"))
+        found = re.search(r"listening on (http://[\d.:]+)", log.read_text("utf-8"))
         if found:
             return found[1]
         assert running.poll() is None, log.read_text("utf-8")

@@ -74,6 +74,10 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
+    def give_up(self) -> None:
+        """As `stop`, without waiting for the step under way."""
+        self.stop(timeout=0)
+
     def submit(self, job: Job, adapter: Adapter | None, sink: Sink) -> Sequence:
         """Queues a job; its events go to ``sink`` from the engine's thread, until an answer or a failure."""
         sequence = Sequence(job, adapter, sink, self._codec, self._model.device, self._clock())
