@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -20,7 +20,14 @@ from shortstack.declarations.recipe import RefusalStep
 from shortstack.formatting.steps.refusal import Refusal, opening
 
 FOLDER: Final = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-METHODS: Final = {"opening": opening, "ihop": lambda text: text.replace("\n", " ")}
+
+
+def one_line(text: str) -> str:
+    """The whole text, as the list of IHOP is matched."""
+    return text.replace("\n", " ")
+
+
+METHODS: Final[dict[Literal["opening", "ihop"], Callable[[str], str]]] = {"opening": opening, "ihop": one_line}
 
 
 def labelled(folder: Path) -> list[tuple[str, bool]]:

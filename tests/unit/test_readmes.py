@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 import pytest
+
 from shortstack.core.config import settings_table
 
 SERVICES = {
