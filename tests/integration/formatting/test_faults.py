@@ -1,0 +1,197 @@
+"""Both services as processes on a real broker, killed with -9 at each step: the ledger tiles, nothing stands twice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import orjson
+import pytest
+
+from shortstack.core.clock import SystemClock
+from shortstack.core.config import ServiceConfig
+from shortstack.core.failpoints import FAILPOINT_VARIABLE
+from shortstack.local.broker import BrokerConfig, LocalBroker
+from shortstack.local.settings import LocalSettings
+from shortstack.messages.v1.dataset_pb2 import BatchEntry, Publication, PublicationEvent, SourceAnnounced
+from shortstack.records.schema import SEGMENT_SCHEMA, read_table
+from shortstack.storage.blobs import BlobStore
+from shortstack.streams.broker import Delivery
+from shortstack.streams.envelope import outbound
+from shortstack.streams.kafka import KafkaBroker
+from shortstack.streams.topics import DATASETS_INGEST, TOPICS
+
+DEADLINE_S = 60.0
+RECORDS = 9000
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(slots=True)
+class World:
+    """A broker, an object store, and services that come and go."""
+
+    broker: KafkaBroker
+    folder: Path
+    bootstrap: str
+
+    @property
+    def blobs(self) -> BlobStore:
+        return BlobStore.open(f"file://{self.folder}/blobs")
+
+    @contextmanager
+    def service(self, name: str, failpoint: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
+        """Runs a service in a process; kills it if it still runs at the end."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("SHORTSTACK_")} | {
+            "SHORTSTACK_KAFKA_BOOTSTRAP": self.bootstrap,
+            "SHORTSTACK_STORAGE_URL": f"file://{self.folder}/blobs",
+            "SHORTSTACK_VAR": str(self.folder / "var"),
+            "SHORTSTACK_SOURCE_ROOTS": str(self.folder / "sources"),
+        }
+        if failpoint is not None:
+            environment[FAILPOINT_VARIABLE] = failpoint
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"shortstack.{name}.main"], env=environment, stderr=log, stdout=log
+            )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")[-3000:]
+
+    def publish(self, dataset: str) -> None:
+        """Publishes a file of `RECORDS` pairs, each a little different."""
+        sources = self.folder / "sources"
+        sources.mkdir(exist_ok=True)
+        lines = (
+            orjson.dumps({"prompt": f"{dataset}: what is {n}?", "completion": f"It is {n}. " + "x" * 200})
+            for n in range(RECORDS)
+        )
+        (sources / f"{dataset}.jsonl").write_bytes(b"\n".join(lines))
+        producer = self.broker.producer()
+        value = orjson.dumps({"dataset": dataset, "source": f"{dataset}.jsonl"})
+        producer.send(outbound(DATASETS_INGEST, dataset, value, type="test", source="test", clock=SystemClock()))
+        producer.close(30)
+
+    def messages(self, topic: str) -> list[Delivery]:
+        """Everything on a topic."""
+        with closing(self.broker.reader([topic])) as reader:
+            found: list[Delivery] = []
+            while not reader.caught_up():
+                found += reader.poll(0.2)
+            return found
+
+    def ledger(self, dataset: str) -> tuple[list[Publication], list[SourceAnnounced], list[BatchEntry]]:
+        """Acceptances and announcements of a dataset, and all its entries in log order."""
+        events = [PublicationEvent.FromString(m.value or b"") for m in self.messages("datasets.publications")]
+        accepted = [e.accepted for e in events if e.HasField("accepted") and e.accepted.dataset == dataset]
+        ids = {publication.publication for publication in accepted}
+        announced = [e.announced for e in events if e.HasField("announced") and e.announced.publication in ids]
+        entries = [BatchEntry.FromString(m.value or b"") for m in self.messages("records.formatted")]
+        return accepted, announced, [entry for entry in entries if entry.publication in ids]
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(
+                    f"{what}: not within {DEADLINE_S} s; {self.log('ingestion')} {self.log('formatting')}"
+                )
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[World]:
+    """A broker with its topics; the jars are those of the checkout."""
+    folder = tmp_path_factory.mktemp("faults")
+    libs = Path(os.environ.get("SHORTSTACK_VAR", repository / "var")) / "kafka" / "libs"
+    settings = LocalSettings(var=folder / "var", kafka_libs=libs, kafka_bootstrap=None)
+    config = replace(BrokerConfig.of(settings), port=free_port(), controller_port=free_port())
+    with (
+        LocalBroker(config) as local,
+        closing(KafkaBroker.connect(ServiceConfig(kafka_bootstrap=local.bootstrap))) as one,
+    ):
+        one.apply(TOPICS.values())
+        yield World(one, folder, local.bootstrap)
+
+
+def first_entries(entries: list[BatchEntry]) -> dict[int, BatchEntry]:
+    """First record → the first entry of its batch in log order."""
+    first: dict[int, BatchEntry] = {}
+    for entry in entries:
+        first.setdefault(entry.first, entry)
+    return first
+
+
+def tiles(world: World, dataset: str) -> bool:
+    _, announced, entries = world.ledger(dataset)
+    first, at = first_entries(entries), 0
+    while at in first:
+        at += first[at].count
+    return bool(announced) and at == announced[0].records == RECORDS
+
+
+def killed(world: World, process: subprocess.Popen[bytes], failpoint: str) -> None:
+    """Waits until a process has run into its failpoint."""
+    world.until(lambda: process.poll() is not None, f"death at {failpoint}")
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("ingestion", "formatting"),
+    [
+        ("ingestion.mid_batches:2", "formatting.before_flush:3"),
+        ("ingestion.before_announce", "worker.flushed"),
+        (None, "worker.committed"),
+    ],
+)
+def test_a_kill_at_any_step_loses_nothing_and_doubles_nothing(
+    world: World, ingestion: str | None, formatting: str
+) -> None:
+    """Each service runs into its failpoint, dies, and is started again."""
+    dataset = formatting.replace(":", "-").replace("_", "-")
+    world.publish(dataset)
+    with world.service("formatting", formatting) as formatter:
+        if ingestion is not None:
+            with world.service("ingestion", ingestion) as ingester:
+                killed(world, ingester, ingestion)
+        with world.service("ingestion"):
+            killed(world, formatter, formatting)
+            with world.service("formatting"):
+                world.until(lambda: tiles(world, dataset), f"the ledger of {dataset} tiles")
+    accepted, announced, entries = world.ledger(dataset)
+    assert {publication.attempt for publication in accepted} == {1}
+    assert len({publication.publication for publication in accepted}) == 1
+    assert len({source.SerializeToString(deterministic=True) for source in announced}) == 1
+    seen: set[int] = set()
+    for entry in first_entries(entries).values():
+        data = world.blobs.get(entry.segment)
+        assert hashlib.sha256(data).hexdigest() == entry.sha256
+        rows = read_table(data, SEGMENT_SCHEMA).column("seq").to_pylist()
+        assert not seen & set(rows)
+        seen |= set(rows)
+    assert seen == set(range(RECORDS))
+    # Whatever came twice came the same: an entry names bytes, and bytes of one batch are one.
+    assert len({(entry.first, entry.sha256) for entry in entries}) == len(first_entries(entries))
