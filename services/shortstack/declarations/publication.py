@@ -192,7 +192,11 @@ def _object(value: bytes | Mapping[str, Any]) -> dict[str, Any]:
             f"not JSON: {error}", where="publication", remedy="Send one UTF-8 JSON object a message."
         ) from error
     if not isinstance(loaded, dict):
-        raise Invalid(f"a publication is a JSON object, not {type(loaded).__name__}", where="publication")
+        raise Invalid(
+            f"a publication is a JSON object, not {type(loaded).__name__}",
+            where="publication",
+            remedy='Send one UTF-8 JSON object a message, with its records under "records".',
+        )
     return loaded
 
 
