@@ -70,7 +70,7 @@ class IngestionParts:
         pins = Pins(blobs, config.work_dir, config.source_max_bytes)
         state = StateReader(broker, DATASETS_STATE, DatasetSnapshot)
         backlog = Backlog(broker, config.ingest_backlog)
-        requests = Requests(checker, policy, pins, Uploads(blobs), state, config.limits)
+        requests = Requests(checker, policy, pins, Uploads(blobs), state, config.limits, telemetry.log)
         producer = broker.producer()
         memory = config.reader_memory_bytes
         publisher = Publisher(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+import structlog
+
 from shortstack.core.errors import NotFound
 from shortstack.declarations.publication import (
     AnyMessage,
@@ -48,6 +50,7 @@ class Requests:
         uploads: keeps parts.
         state: of the datasets, for attempts.
         limits: for readers.
+        log: told of uploads that are not whole yet.
         wait_s: for the state to be read to its end.
     """
 
@@ -59,11 +62,13 @@ class Requests:
         uploads: Uploads,
         state: StateReader[DatasetSnapshot],
         limits: Limits,
+        log: structlog.stdlib.BoundLogger,
         *,
         wait_s: float = 30.0,
     ) -> None:
         self._checker, self._policy, self._pins, self._uploads = checker, policy, pins, uploads
         self._state, self._limits, self._wait_s = state, limits, wait_s
+        self._log = log
 
     def check(self, value: bytes, owner: str) -> AnyMessage:
         """Everything about a message that can be refused before its records are touched.
@@ -151,7 +156,9 @@ class Requests:
 
     def _whole_upload(self, message: CompleteMessage, owner: str, requested_at: datetime) -> Order | None:
         """The order of an upload whose parts are all there; whoever finds it whole goes on."""
-        if self._uploads.missing(owner, message.upload, message.records):
+        missing = self._uploads.missing(owner, message.upload, message.records)
+        if missing:
+            self._log.info("upload waits", dataset=message.dataset, upload=message.upload, missing=missing)
             return None
         uri = f"upload://{message.upload}"
         source = Address(uri, lambda: self._uploads.joined(owner, message.upload, message.records))
