@@ -20,8 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if here in item.path.parents]
     for item in ours:
         item.add_marker(pytest.mark.e2e)
-    places = [place for place, item in enumerate(items) if here in item.path.parents]
-    ordered = sorted(ours, key=lambda item: _ORDER.index(item.path.stem))
+    places = [place for place, item in enumerate(items) if item.path.parent == here]
+    ordered = sorted((items[place] for place in places), key=lambda item: _ORDER.index(item.path.stem))
     for place, item in zip(places, ordered, strict=True):
         items[place] = item
 

@@ -23,6 +23,7 @@ from shortstack.assembly.datasets import Dataset, Datasets
 from shortstack.assembly.plan import AssembledVersion, AssemblyPlan, MixIn, Segment
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Poison, Transient
+from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1.dataset_pb2 import (
     DATASET_STATE_ASSEMBLING,
@@ -316,6 +317,7 @@ class DatasetController:
         self._notify(dataset.snapshot, topics.DATASETS_EVENTS)
         became_ready = known is None or known.state != DATASET_STATE_READY
         if dataset.snapshot.state == DATASET_STATE_READY and became_ready:
+            failpoint("assembly.before_notice")
             self._notify(dataset.snapshot, topics.DATASETS_READY)
         self._show(publication, dataset.snapshot)
 

@@ -20,40 +20,41 @@ __all__ = ["FAILPOINT_VARIABLE", "failpoint"]
 
 FAILPOINT_VARIABLE: Final = "SHORTSTACK_FAILPOINT"
 """NAME or NAME:COUNT: the one place at which this process ends, at its COUNT-th visit (the first unless given). Or
-@FILE: a file that holds the same and is asked at each visit; who ends by it removes it first, so it ends one life of
-one process, and a whole running stack can share it. Unset in every real deployment."""
+@FOLDER: each file in it names a place and holds a count, and is asked for at each visit; who ends by it removes it
+first, so it ends one life of one process, and all processes of a running stack can share the folder. Unset in every
+real deployment."""
 
-_FILE: Final = "@"
+_FOLDER: Final = "@"
 
 
 def failpoint(name: str) -> None:
     """Kills this process with SIGKILL if the environment variable names this place and the count is reached.
 
     Raises:
-        Fatal: the variable's count is no number.
+        Fatal: the count is no number.
     """
     wanted = os.environ.get(FAILPOINT_VARIABLE)
     if not wanted:
         return
-    if wanted.startswith(_FILE):
-        _by_file(name, Path(wanted.removeprefix(_FILE)))
-    elif _due(name, wanted, 0):
+    if wanted.startswith(_FOLDER):
+        _by_file(name, Path(wanted.removeprefix(_FOLDER)) / name)
+    elif wanted.split(":", 1)[0] == name and _due(wanted, 0):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _by_file(name: str, file: Path) -> None:
     try:
         written = file.stat().st_mtime_ns
-        if not _due(name, file.read_text().strip(), written):
+        if not _due(f"{name}:{file.read_text().strip() or 1}", written):
             return
         file.unlink()
     except FileNotFoundError:
-        return  # nothing is wanted, or another process was quicker to end by it
+        return  # nothing is wanted here, or another process was quicker to end by it
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _due(name: str, wanted: str, written: int) -> bool:
-    return wanted.split(":", 1)[0] == name and _visits(wanted, written)() >= _count(wanted)
+def _due(wanted: str, written: int) -> bool:
+    return _visits(wanted, written)() >= _count(wanted)
 
 
 @lru_cache(maxsize=16)

@@ -241,6 +241,7 @@ class ServingController:
             self._show(key, record)
             if _deployed(record) and (known is None or not _deployed(known) or "alias" in key):
                 value = record.SerializeToString()
+                failpoint("serving.before_notice")
                 self._notify(topics.MODELS_DEPLOYED, key.partition("/")[2], value)
 
     def _notify(self, topic: topics.Topic, key: str, value: bytes) -> None:

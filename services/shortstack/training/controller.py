@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from shortstack.core.clock import Clock
 from shortstack.core.errors import NotFound, Poison, Transient, did_you_mean
+from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.declarations.base_models import BaseModels
 from shortstack.messages.v1 import training_pb2 as tr
@@ -280,6 +281,7 @@ class TrainingController:
         }
         run.run_dir = str(self._config.runs_dir / run.run)
         self._book.dirty.add(f"run/{run.run}")
+        failpoint("training.before_launch")
         self._launcher.launch(AttemptOrder(run.run, run.attempt, manifest, self._config.training_processes, plan))
 
     def _manifest(self, run: tr.RunSnapshot) -> str:
@@ -328,6 +330,7 @@ class TrainingController:
     def _announce(self, record: tr.TrainingRecord) -> None:
         if record.WhichOneof("record") == "run":
             if record.run.state == tr.RUN_STATE_SUCCEEDED:
+                failpoint("training.before_notice")
                 self._notify(topics.MODELS_READY, record.run.run, record.run.SerializeToString())
             return
         job = record.job

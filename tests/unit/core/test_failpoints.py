@@ -1,4 +1,4 @@
-"""A failpoint ends the process at the place that is named, and by a file only once."""
+"""A failpoint ends the process at the place that is named, and by a file in a folder only once."""
 
 from __future__ import annotations
 
@@ -46,21 +46,22 @@ def test_the_process_ends_at_the_named_visit(wanted: str, reached: list[str] | N
 
 
 def test_a_file_ends_one_life_of_one_process(tmp_path: Path) -> None:
-    file = tmp_path / "failpoint"
-    assert visit(f"@{file}", "a", "b") == (0, ["a", "b"])
-    file.write_text("b:1\n")
-    assert visit(f"@{file}", "a", "b") == (-signal.SIGKILL, ["a", "b"])
-    assert not file.exists()
-    assert visit(f"@{file}", "a", "b") == (0, ["a", "b"])
+    assert visit(f"@{tmp_path}", "a", "b") == (0, ["a", "b"])
+    (tmp_path / "b").write_text("1\n")
+    (tmp_path / "c").touch()
+    assert visit(f"@{tmp_path}", "a", "b") == (-signal.SIGKILL, ["a", "b"])
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+    assert visit(f"@{tmp_path}", "a", "b") == (0, ["a", "b"])
+    assert visit(f"@{tmp_path}", "a", "c", "b") == (-signal.SIGKILL, ["a", "c"])
 
 
 def test_visits_count_from_when_the_file_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: ended.append(number))
-    file = tmp_path / "failpoint"
-    monkeypatch.setenv(FAILPOINT_VARIABLE, f"@{file}")
+    file = tmp_path / "a"
+    monkeypatch.setenv(FAILPOINT_VARIABLE, f"@{tmp_path}")
     for round_ in range(2):
-        file.write_text("a:2")
+        file.write_text("2")
         os.utime(file, ns=(round_, round_))
         failpoint("a")
         assert len(ended) == round_
