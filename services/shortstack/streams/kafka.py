@@ -44,6 +44,8 @@ class KafkaBroker:
         self._settings = client_settings(config)
         self._made: set[KafkaProducer | KafkaConsumer | KafkaReader] = set()
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        self._admin_kept: KafkaAdminClient | None = None  # lag is asked for several times a second
 
     @classmethod
     def connect(cls, config: ServiceConfig) -> KafkaBroker:
@@ -88,8 +90,14 @@ class KafkaBroker:
 
     def lag(self, group: str, topics: Sequence[str]) -> int:
         """See `Broker.lag`."""
-        with self._admin() as admin:
-            return group_lag(admin, group, topics)
+        with self._asking, self._reached():
+            if self._admin_kept is None:
+                self._admin_kept = KafkaAdminClient(**self._settings)
+            try:
+                return group_lag(self._admin_kept, group, topics)
+            except kafka_errors.KafkaError:
+                self._drop_admin()
+                raise
 
     def ready(self, timeout_s: float) -> None:
         """See `Broker.ready`."""
@@ -98,11 +106,18 @@ class KafkaBroker:
 
     def close(self) -> None:
         """See `Broker.close`. Callers close what they made with a deadline of their own; this is for what is left."""
+        with self._asking:
+            self._drop_admin()
         with self._lock:
             left = list(self._made)
         for made in left:
             with suppress(Transient):
                 made.close(_CLOSE_S) if isinstance(made, KafkaProducer) else made.close()
+
+    def _drop_admin(self) -> None:
+        if self._admin_kept is not None:
+            self._admin_kept.close()
+            self._admin_kept = None
 
     def _keep(self, made: Made) -> Made:
         with self._lock:

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from shortstack.core.clock import Clock
@@ -121,11 +121,17 @@ class BatchWorker:
         """One membership, from joining to leaving."""
         self._broker.ready(_CONNECT_TIMEOUT_S)
         self._held, self._gate_closed = {}, False
-        self._producer: Producer = self._broker.producer()
-        self._consumer: Consumer = self._broker.consumer(
-            self._group, self._topics, on_assigned=self._assigned, on_revoked=self._give_up
-        )
-        self._health.ready(self._group, True)
+        with ExitStack() as stack:
+            self._consumer: Consumer = self._broker.consumer(
+                self._group, self._topics, on_assigned=self._assigned, on_revoked=self._give_up
+            )
+            stack.callback(self._consumer.close)
+            self._producer: Producer = self._broker.producer()
+            stack.callback(self._close_producer)
+            self._health.ready(self._group, True)
+            self._turn_until_stopped()
+
+    def _turn_until_stopped(self) -> None:
         try:
             while not self._stopping.is_set():
                 self._turn()
@@ -135,10 +141,10 @@ class BatchWorker:
         except Exception:
             self._give_up(frozenset(self._held))  # whatever it was, these messages had no part in it
             raise
-        finally:
-            self._consumer.close()
-            with suppress(Transient):  # everything that counts was flushed before its offset was committed
-                self._producer.close(_CLOSE_S)
+
+    def _close_producer(self) -> None:
+        with suppress(Transient):  # everything that counts was flushed before its offset was committed
+            self._producer.close(_CLOSE_S)
 
     def _turn(self) -> None:
         self._open_and_close()
