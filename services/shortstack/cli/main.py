@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import click
 import grpc
 import typer
+from rich.markup import escape
 
 from shortstack.cli import chat, datasets, demo, keys, models, runs, stack
 from shortstack.cli.output import errors
@@ -37,16 +37,8 @@ app.add_typer(keys.app, name="keys")
 def main() -> None:
     """Runs the command line. Exit codes: 0 done; 2 wrong usage; else after sysexits.h, as the README lists them."""
     try:
-        app(standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        # Its own way of ending: 2 for wrong usage, 130 for Ctrl-C, and the status of typer.Exit.
+        app()
     except grpc.RpcError as error:
         _fail(error_from_rpc(error))
     except ShortstackError as error:
@@ -56,7 +48,8 @@ def main() -> None:
 def _fail(error: ShortstackError) -> None:
     code = wire_code(error)
     hint = f"\n{_UNAVAILABLE_HELP}" if code.grpc == "UNAVAILABLE" else ""
-    errors().print(f"[bold red]error:[/] {error}{hint}", highlight=False, markup=True)
+    # Whole lines, so that what a message quotes can be searched for and copied.
+    errors().print(f"[bold red]error:[/] {escape(str(error))}{hint}", highlight=False, soft_wrap=True)
     sys.exit(code.exit_code)
 
 
