@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,9 @@ _ORDER = ("test_bad_input", "test_shared_datasets", "test_main_job", "test_opena
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    ours = [item for item in items if here in item.path.parents]
-    for item in ours:
-        item.add_marker(pytest.mark.e2e)
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
     places = [place for place, item in enumerate(items) if item.path.parent == here]
     ordered = sorted((items[place] for place in places), key=lambda item: _ORDER.index(item.path.stem))
     for place, item in zip(places, ordered, strict=True):
@@ -27,7 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     stack = item.session.stash.get(STACK, None)
     if stack is not None and report.failed:

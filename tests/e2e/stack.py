@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import openai
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.consumer.fetcher import ConsumerRecord
+from kafka import (  # type: ignore[attr-defined] # its names are lazy
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    TopicPartition,
+)
 
 from shortstack.cli.connection import Connection
 from shortstack.core.errors import NotFound
@@ -163,14 +167,14 @@ class Stack:
     def _partitions(consumer: Any, topic: str) -> list[TopicPartition]:
         return [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
 
-    def messages(self, topic: str) -> list[ConsumerRecord]:
+    def messages(self, topic: str) -> list[Any]:
         """Everything that stands on a topic."""
         with self._reader() as consumer:
             partitions = self._partitions(consumer, topic)
             consumer.assign(partitions)
             consumer.seek_to_beginning(*partitions)
             ends = consumer.end_offsets(partitions)
-            found: list[ConsumerRecord] = []
+            found: list[Any] = []
             deadline = time.monotonic() + SOON_S
             while any(consumer.position(partition) < ends[partition] for partition in partitions):
                 assert time.monotonic() < deadline, f"{topic} could not be read to its end"

@@ -77,8 +77,8 @@ def test_the_documented_script_runs_with_another_base_url(stack: Stack, tmp_path
         assert (ended.hyperparameters.n_epochs, ended.hyperparameters.batch_size) == (4, 4)
         events = client.fine_tuning.jobs.list_events(fine_tuning_job_id=job.id, limit=100).data
         assert [event.created_at for event in events] == sorted((e.created_at for e in events), reverse=True)
-        steps = [event.data["step"] for event in events if event.type == "metrics" and "train_loss" in event.data]
-        assert max(steps) == 16
+        metrics: list[Any] = [event.data for event in events if event.type == "metrics"]
+        assert max(one["step"] for one in metrics if "train_loss" in one) == 16
         # At once, without a wait: it succeeded only when it was proven and routed.
         completion = client.chat.completions.create(
             model=ended.fine_tuned_model,
