@@ -22,6 +22,7 @@ from kafka import (  # type: ignore[attr-defined] # its names are lazy
     KafkaProducer,
     TopicPartition,
 )
+from kafka.admin import OffsetSpec
 
 from shortstack.cli.connection import Connection
 from shortstack.core.errors import NotFound
@@ -158,8 +159,8 @@ class Stack:
         return sent.partition, sent.offset
 
     @contextmanager
-    def _reader(self, group: str | None = None) -> Iterator[Any]:
-        consumer = KafkaConsumer(bootstrap_servers=self.bootstrap, group_id=group, enable_auto_commit=False)
+    def _reader(self) -> Iterator[Any]:
+        consumer = KafkaConsumer(bootstrap_servers=self.bootstrap, group_id=None, enable_auto_commit=False)
         with closing(consumer):
             yield consumer
 
@@ -190,14 +191,13 @@ class Stack:
     def groups(self) -> dict[str, dict[TopicPartition, int]]:
         """Consumer groups and the offsets that they committed."""
         with closing(KafkaAdminClient(bootstrap_servers=self.bootstrap)) as admin:
-            names = [group["group_id"] if isinstance(group, dict) else group[0] for group in admin.list_groups()]
-        found = {}
-        for name in names:
-            with self._reader(name) as consumer:
-                partitions = [p for topic in sorted(consumer.topics()) for p in self._partitions(consumer, topic)]
-                committed = {p: consumer.committed(p) for p in partitions}
-            found[name] = {p: offset for p, offset in committed.items() if offset is not None}
-        return found
+            return self._committed(admin)
+
+    @staticmethod
+    def _committed(admin: Any) -> dict[str, dict[TopicPartition, int]]:
+        names = sorted(group["group_id"] for group in admin.list_groups())
+        found = admin.list_group_offsets(names) if names else {}
+        return {name: {p: told.offset for p, told in offsets.items()} for name, offsets in found.items()}
 
     def lag(self) -> dict[str, int]:
         """Messages that each group has not committed, of the partitions that it ever committed."""
@@ -216,14 +216,10 @@ class Stack:
 
     def reset_groups(self) -> list[str]:
         """Sets every group back to the beginning of all that it has committed; the groups' names."""
-        groups = self.groups()
-        for name, offsets in groups.items():
-            with self._reader(name) as consumer:
-                consumer.assign(list(offsets))
-                consumer.seek_to_beginning(*offsets)
-                for partition in offsets:
-                    consumer.position(partition)
-                consumer.commit()
+        with closing(KafkaAdminClient(bootstrap_servers=self.bootstrap)) as admin:
+            groups = {name: offsets for name, offsets in self._committed(admin).items() if offsets}
+            for name, offsets in groups.items():
+                admin.reset_group_offsets(name, dict.fromkeys(offsets, OffsetSpec.EARLIEST))
         return sorted(groups)
 
     # The services' own words.
