@@ -165,12 +165,19 @@ class StateWriter(Generic[M]):
             raise Fatal("the state writer is not open", where=self._topic.name, remedy="Call open() first.")
         if WRITER_KEY in changed:
             raise Invalid(f"{WRITER_KEY} cannot be the key of a snapshot", where=self._topic.name)
-        if changed:
-            self._send_and_read(changed)
-        else:
+        if not changed:
             self._take(self._source_of_truth().poll(0))
             self._require_newest()
+        left = dict(changed)
+        while left:
+            self._send_and_read(left)
+            # What an earlier call gave up on may have come in between, and made this revision no longer rise.
+            left = {key: envelope for key, envelope in left.items() if not self._stands(key, envelope)}
         self._repair()
+
+    def _stands(self, key: str, envelope: StateEnvelope) -> bool:
+        found = self._fold.snapshots.get(key)
+        return found is not None and (found.message is None, found.payload) == (envelope.deleted, envelope.payload)
 
     def _repair(self) -> None:
         """Writes every key again whose last value is void: its newest valid snapshot, else that it is deleted."""
