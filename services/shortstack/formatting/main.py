@@ -10,16 +10,13 @@ from shortstack.core.grpc import GrpcServer
 from shortstack.core.health import Health, HealthServer
 from shortstack.core.lifecycle import run_service, run_until_signal
 from shortstack.core.telemetry import Telemetry
-from shortstack.formatting.batches import GROUP, FormatBatches
 from shortstack.formatting.config import FormattingConfig
 from shortstack.formatting.grpc_service import FormattingServicer
-from shortstack.formatting.recipes import Recipes
 from shortstack.formatting.v1.formatting_pb2_grpc import add_FormattingServiceServicer_to_server
+from shortstack.formatting.worker import formatting_worker
 from shortstack.prompts.formats import PromptFormats
 from shortstack.storage.blobs import BlobStore
 from shortstack.streams.kafka import KafkaBroker
-from shortstack.streams.topics import RECORDS_RAW
-from shortstack.streams.worker import BatchWorker, WorkerLimits
 
 _API = "shortstack.formatting.v1.FormattingService"
 
@@ -32,9 +29,7 @@ def run() -> int:
         health = Health(config.liveness_s, clock)
         broker = stack.enter_context(closing(KafkaBroker.connect(config)))
         blobs = BlobStore.open(config.storage_url)
-        handler = FormatBatches(blobs, Recipes(blobs), telemetry.metrics, clock)
-        limits = WorkerLimits(messages=config.formatting_batches)
-        worker = BatchWorker(broker, GROUP, [RECORDS_RAW.name], handler, health, telemetry, clock, limits=limits)
+        worker = formatting_worker(config, broker, blobs, health, telemetry, clock)
         add = (add_FormattingServiceServicer_to_server, FormattingServicer(PromptFormats.builtin()))
         server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
         page = HealthServer(config.host, config.http_port, health, telemetry.metrics.registry)

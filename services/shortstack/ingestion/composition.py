@@ -59,14 +59,7 @@ class IngestionParts:
         """
         policy = SourcePolicy(config.roots, blobs)
 
-        def read_recipe(uri: str, owner: str) -> bytes:
-            with policy.resolve(uri, owner)[0].open() as source:
-                return source.read(_RECIPE_BYTES)
-
-        folders = {name: Path(folder) for name, folder in config.base_models.items()}
-        bases = BaseModels(folders, config.model_aliases)
-        names = (*bases.names(), *config.model_aliases)
-        checker = WishChecker(PromptFormats.builtin().names(), names, read_recipe)
+        checker = _checker(config, policy)
         pins = Pins(blobs, config.work_dir, config.source_max_bytes)
         state = StateReader(broker, DATASETS_STATE, DatasetSnapshot)
         backlog = Backlog(broker, config.ingest_backlog)
@@ -90,3 +83,13 @@ class IngestionParts:
         previewer = Previewer(checker, policy, pins, config.limits, memory_bytes=memory)
         servicer = IngestionServicer(requests, previewer, state, broker.producer(), clock)
         return cls(state, backlog, worker, servicer)
+
+
+def _checker(config: IngestionConfig, policy: SourcePolicy) -> WishChecker:
+    def read_recipe(uri: str, owner: str) -> bytes:
+        with policy.resolve(uri, owner)[0].open() as source:
+            return source.read(_RECIPE_BYTES)
+
+    folders = {name: Path(folder) for name, folder in config.base_models.items()}
+    bases = BaseModels(folders, config.model_aliases)
+    return WishChecker(PromptFormats.builtin().names(), (*bases.names(), *config.model_aliases), read_recipe)

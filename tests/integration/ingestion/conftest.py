@@ -16,8 +16,8 @@ from shortstack.core.config import ServiceConfig
 from shortstack.core.health import Health
 from shortstack.core.lifecycle import Component
 from shortstack.core.telemetry import Telemetry
-from shortstack.formatting.batches import GROUP, FormatBatches
-from shortstack.formatting.recipes import Recipes
+from shortstack.formatting.config import FormattingConfig
+from shortstack.formatting.worker import formatting_worker
 from shortstack.ingestion.composition import IngestionParts
 from shortstack.ingestion.config import IngestionConfig
 from shortstack.messages.v1.dataset_pb2 import (
@@ -33,8 +33,7 @@ from shortstack.storage.blobs import BlobStore
 from shortstack.streams.envelope import outbound
 from shortstack.streams.memory import MemoryBroker
 from shortstack.streams.state import StateWriter
-from shortstack.streams.topics import DATASETS_INGEST, DATASETS_STATE, RECORDS_RAW
-from shortstack.streams.worker import BatchWorker
+from shortstack.streams.topics import DATASETS_INGEST, DATASETS_STATE
 
 _DEADLINE_S = 30.0
 
@@ -70,9 +69,9 @@ class Stack:
 
     def start_formatting(self) -> None:
         """Starts one formatting worker."""
-        handler = FormatBatches(self.blobs, Recipes(self.blobs), self.telemetry.metrics, self.clock)
         health = Health(60, self.clock)
-        worker = BatchWorker(self.broker, GROUP, [RECORDS_RAW.name], handler, health, self.telemetry, self.clock)
+        config = FormattingConfig()
+        worker = formatting_worker(config, self.broker, self.blobs, health, self.telemetry, self.clock)
         self._start([worker])
 
     def _start(self, components: list[Component]) -> None:

@@ -103,19 +103,7 @@ def plan_of(wish: Wish, pinned: Sequence[Pinned], requested_at: datetime, limits
         job=wish.job,
     )
     publication.accepted_at.FromDatetime(requested_at.astimezone(UTC))
-    for ordinal, source in enumerate(pinned):
-        publication.sources.append(
-            PinnedSource(
-                ordinal=ordinal,
-                uri=source.uri,
-                revision=source.sha256,
-                object=source.key,
-                sha256=source.sha256,
-                bytes=source.size,
-                file_format=wish.file_format,
-                family=wish.family,
-            )
-        )
+    publication.sources.extend(_source(wish, ordinal, source) for ordinal, source in enumerate(pinned))
     jobs = [
         CompileJob(
             name=source_name(source.uri),
@@ -130,6 +118,19 @@ def plan_of(wish: Wish, pinned: Sequence[Pinned], requested_at: datetime, limits
         for source in pinned
     ]
     return Plan(publication, jobs, wish.recipe.json_bytes())
+
+
+def _source(wish: Wish, ordinal: int, source: Pinned) -> PinnedSource:
+    return PinnedSource(
+        ordinal=ordinal,
+        uri=source.uri,
+        revision=source.sha256,
+        object=source.key,
+        sha256=source.sha256,
+        bytes=source.size,
+        file_format=wish.file_format,
+        family=wish.family,
+    )
 
 
 def plan_again(publication: Publication, limits: Limits) -> Plan:
