@@ -70,7 +70,15 @@ def check(_: Sequence[str]) -> int:
             "imports": ["lint-imports"],
             "protos": ["buf", "lint", "proto"],
             "generated code": ["python", "proto/generate.py", "--check"],
+            "schemas": ["python", "proto/write_schemas.py", "--check"],
         }
+    )
+
+
+def generate(_: Sequence[str]) -> int:
+    """Writes what is generated: code from proto/, JSON schemas from the models of messages."""
+    return run_all(
+        {"code": ["python", "proto/generate.py"], "schemas": ["python", "proto/write_schemas.py"]},
     )
 
 
@@ -170,7 +178,7 @@ TASKS: Mapping[str, Task] = {
     "test-integration": Task("tests against the real broker", "dev", tests("integration", cover=False)),
     "test-e2e": Task("the whole way, from a dataset to a chat", "dev", tests("e2e", cover=False)),
     "check": Task("lint, format, types, imports, protos, generated code", "dev", check),
-    "proto": Task("generate code from proto/", "dev", passed_to("python", "proto/generate.py")),
+    "proto": Task("generate code and schemas", "dev", generate),
     "bench": Task("figures, one JSON object a line", "dev", passed_to("python", "-m", "benchmarks")),
     "lock": Task("renew the lower half of constraints.txt from what is installed", "dev", lock),
     "setup": Task("only set up, for running and testing", "dev", lambda _: 0),
