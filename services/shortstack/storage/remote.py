@@ -80,7 +80,10 @@ class RemoteBlobStore(BlobStore):
     def size(self, key: str) -> int:
         """See `BlobStore.size`."""
         with self._errors(key):
-            return int(self._fs.size(self._path(key)))
+            found = self._fs.info(self._path(key))
+            if found["type"] != "file":
+                raise missing(key)
+            return int(found["size"])
 
     def delete_prefix(self, prefix: str) -> int:
         """See `BlobStore.delete_prefix`."""
@@ -109,8 +112,8 @@ class RemoteBlobStore(BlobStore):
             yield
         except ShortstackError:
             raise
-        except FileNotFoundError as error:
-            raise missing(key) from error
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+            raise missing(key) from error  # the last three: it is a prefix of objects, or lies below an object
         except PermissionError as error:
             raise Fatal(f"no permission: {error}", where=self._url, remedy="Check its credentials.") from error
         except Exception as error:

@@ -118,8 +118,16 @@ def _unlz4(data: bytes) -> bytes:
 
 
 def _unzstd(data: bytes) -> bytes:
+    """Twice: the reader is bounded but takes a cut-off frame for the end, the other is the reverse."""
     with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True) as reader:
-        return reader.read(MAX_UNPACKED + 1)
+        unpacked = reader.read(MAX_UNPACKED + 1)
+    while data and len(unpacked) <= MAX_UNPACKED:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        frame.decompress(data)
+        if not frame.eof:
+            raise ValueError("zstd ends early")
+        data = frame.unused_data
+    return unpacked
 
 
 _CODECS: Final[dict[int, Callable[[bytes], bytes]]] = {1: _gunzip, 2: _unsnappy, 3: _unlz4, 4: _unzstd}
