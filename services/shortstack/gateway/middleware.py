@@ -17,11 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shortstack.core.metrics import Metrics
 from shortstack.gateway.errors import ApiError, error_response
 
-__all__ = ["BodyTooLarge", "Edge", "request_id"]
+__all__ = ["BodyTooLarge", "Edge", "raw_send", "request_id"]
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 _QUIET: Final = frozenset({"/livez", "/readyz", "/metrics"})
 _ID_KEY: Final = "shortstack.request_id"
+_SEND_KEY: Final = "shortstack.send"
 
 
 class BodyTooLarge(ApiError):
@@ -34,6 +35,15 @@ class BodyTooLarge(ApiError):
 def request_id(scope: Scope) -> str:
     """The request's id, as its reply's ``x-request-id`` says."""
     return str(scope.get(_ID_KEY, ""))
+
+
+def raw_send(scope: Scope, send: Send) -> Send:
+    """What sends the body of a reply that has begun: the server's own ``send``.
+
+    Every layer in between hands a body on as it is, and costs its share of each token of a stream.
+    """
+    found: Send = scope.get(_SEND_KEY, send)
+    return found
 
 
 class Edge:
@@ -64,6 +74,7 @@ class Edge:
         most = self._upload_max if scope["path"] == "/v1/files" else self._body_max
         given, length = _headers(scope)
         scope[_ID_KEY] = given or f"req_{secrets.token_hex(16)}"
+        scope[_SEND_KEY] = send
         exchange = _Exchange(receive, send, scope[_ID_KEY], most)
         began = time.perf_counter()
         try:

@@ -88,6 +88,7 @@ class ApiServer:
                 log_config=None,
                 log_level="warning",
                 server_header=False,
+                proxy_headers=False,
                 timeout_keep_alive=75,
                 backlog=2048,
             )

@@ -127,6 +127,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         body_max_bytes=200_000,
         upload_max_bytes=3_000_000,
         upstream_read_timeout_s=2.0,
+        stream_max_s=4.0,
     )
     with Telemetry.start("gateway", config, logs) as telemetry:
         peers = GrpcServer(

@@ -182,6 +182,15 @@ def test_a_server_that_falls_silent_is_504(stack: Stack) -> None:
     assert caught.value.status_code == 504
 
 
+def test_an_answer_that_takes_too_long_is_ended(stack: Stack) -> None:
+    stack.model_server.replies.append(Reply([step for event in token_events(["x"] * 400) for step in (event, 0.05)]))
+    with pytest.raises(openai.InternalServerError) as caught:
+        stack.client().chat.completions.create(model=BASE, messages=QUESTION)
+    assert caught.value.status_code == 504
+    assert caught.value.code == "answer_timeout"
+    wait_until(lambda: stack.model_server.stub.left == 1, "the model server sees the gateway leave")
+
+
 def test_a_server_that_is_away_is_503(stack: Stack) -> None:
     stack.serve("gone", url="http://127.0.0.1:9")
     with pytest.raises(openai.InternalServerError) as caught:

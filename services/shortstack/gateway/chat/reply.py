@@ -13,6 +13,7 @@ from shortstack.gateway.chat.answer import Answer, Piece
 from shortstack.gateway.chat.shapes import Shape, error_event
 from shortstack.gateway.disconnect import ClientGone, WhileConnected
 from shortstack.gateway.errors import ApiError
+from shortstack.gateway.middleware import raw_send
 
 __all__ = ["AnswerStream", "collect"]
 
@@ -61,7 +62,7 @@ class AnswerStream(Response):
         try:
             async with WhileConnected(receive):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                last = await self._send_text(send)
+                last = await self._send_text(raw_send(scope, send))
                 await send({"type": "http.response.body", "body": last, "more_body": False})
         except ClientGone:
             scope["shortstack.outcome"] = "client gone"

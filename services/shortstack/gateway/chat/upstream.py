@@ -58,8 +58,10 @@ class Token:
 class TokenStream:
     """An answer under way. Closing it ends the generation upstream."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, total_s: float) -> None:
         self._response = response
+        # One timer an answer; aiohttp's own would be entered and left at every read.
+        self._timer = asyncio.get_running_loop().call_later(total_s, self._expire)
         self._parser = SseParser()
         self._first: list[Token] = []
         self._error: ApiError | None = None
@@ -89,6 +91,7 @@ class TokenStream:
 
     def close(self) -> None:
         """Ends the call; harmless when it has ended. An unread rest closes the connection, so TGI stops."""
+        self._timer.cancel()
         self._response.close()
 
     def finish(self) -> None:
@@ -96,8 +99,13 @@ class TokenStream:
 
         aiohttp gives it back by itself at that moment, mostly at once; a server that leaves the end out loses it.
         """
+        self._timer.cancel()
         if not self._response.content.is_eof():
             asyncio.get_running_loop().call_later(_END_WAIT_S, self._response.close)
+
+    def _expire(self) -> None:
+        self._error = _too_long()
+        self._response.close()
 
     async def _read(self) -> list[Token]:
         if self._error is not None:
@@ -107,7 +115,7 @@ class TokenStream:
         except TimeoutError as error:
             raise _hung() from error
         except aiohttp.ClientError as error:
-            raise _broken(error) from error
+            raise self._error or _broken(error) from error
         tokens = self._tokens(self._parser.feed(data) if data else self._parser.end())
         if not data and self._error is None and not (tokens and tokens[-1].last):
             raise _broken(None)
@@ -170,6 +178,10 @@ def _hung() -> ApiError:
     return ApiError(504, "The model server fell silent.", type="server_error", code="upstream_timeout")
 
 
+def _too_long() -> ApiError:
+    return ApiError(504, "The answer took longer than it may.", type="server_error", code="answer_timeout")
+
+
 def _broken(error: Exception | None) -> ApiError:
     why = f": {type(error).__name__}" if error else ""
     return ApiError(
@@ -191,9 +203,8 @@ class Upstream:
     """The pool of connections to model servers. Opened and closed in the event loop that uses it."""
 
     def __init__(self, timeouts: UpstreamTimeouts) -> None:
-        timeout = aiohttp.ClientTimeout(
-            total=timeouts.total_s, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s
-        )
+        self._total_s = timeouts.total_s
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s)
         self._session = aiohttp.ClientSession(
             # No cap of its own: TGI admits or refuses, and a waiting line here would hide that.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
@@ -225,10 +236,14 @@ class Upstream:
         try:
             if response.status != 200:
                 raise await _status_error(response)
-            stream = TokenStream(response)
-            await stream.open()
         except BaseException:
             response.close()
+            raise
+        stream = TokenStream(response, self._total_s)
+        try:
+            await stream.open()
+        except BaseException:
+            stream.close()
             raise
         return stream
 
