@@ -46,6 +46,10 @@ class IngestionConfig(ServiceConfig):
         {}, description='Names that clients may use for base models, as JSON: {"gpt-4o-mini": "smollm2-135m-instruct"}'
     )
 
+    serves_merged: bool = Field(
+        False, description="Whether servers take whole models; the embedded inference server takes adapters alone"
+    )
+
     @property
     def roots(self) -> list[Path]:
         """The folders of ``source_roots``."""

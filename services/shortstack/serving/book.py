@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 import orjson
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from shortstack.core.errors import Conflict, Invalid, NotFound, did_you_mean
 from shortstack.declarations.deploy import DeployWish
@@ -21,12 +22,13 @@ from shortstack.serving.rollout import RolledOut
 __all__ = ["ModelBook", "stamp"]
 
 _JOB_OVER: Final = frozenset({tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED})
+_OVER: Final = frozenset({sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN})
 _OPEN: Final = frozenset({sv.MODEL_STATE_LOADING, sv.MODEL_STATE_PROVING})
 
 
-def stamp(field: object, at: datetime) -> None:
+def stamp(field: Timestamp, at: datetime) -> None:
     """Sets a protobuf timestamp."""
-    field.FromDatetime(at.astimezone(UTC).replace(tzinfo=None))  # type: ignore[attr-defined]
+    field.FromDatetime(at.astimezone(UTC).replace(tzinfo=None))
 
 
 class ModelBook:
@@ -38,6 +40,7 @@ class ModelBook:
         self.dirty: set[str] = set()
         # Aliases that move to a model once it is served: model → (alias, when it was requested, job).
         self._moves: dict[str, dict[str, tuple[datetime, str]]] = {}
+        self._ordered: set[str] = set()  # by an operator, so that they are wanted without a job
 
     def restore(self, records: Iterable[sv.ModelRecord]) -> None:
         """Takes what the state topic holds."""
@@ -71,30 +74,49 @@ class ModelBook:
         self._touch(model, now)
 
     def follow(self, jobs: Mapping[str, tr.JobSnapshot], runs: Mapping[str, tr.RunSnapshot], now: datetime) -> None:
-        """Opens the models that jobs wish to have served."""
+        """Opens the models that jobs wish to have served, and drops the wishes of jobs that ended without."""
+        living = set()
         for job in jobs.values():
             run = runs.get(job.run)
             if not job.model or run is None or run.state != tr.RUN_STATE_SUCCEEDED or job.state in _JOB_OVER:
                 continue
-            wish = orjson.loads(job.request_json).get("deploy") or {}
-            model = self.models.get(job.model) or self._open(job.model, job.owner, run.export, run.run, now)
-            if job.job not in model.jobs:
-                model.jobs.append(job.job)
+            living.add(job.job)
+            self._follow_job(job, run, now)
+        for moves in self._moves.values():
+            for alias in [alias for alias, (_, job) in moves.items() if job and job not in living]:
+                del moves[alias]
+        for model in self.pending():
+            wanted = any(job in living or job not in jobs for job in model.jobs)
+            if model.jobs and not wanted and model.name not in self._ordered:
+                model.state, model.message = sv.MODEL_STATE_WITHDRAWN, "every job that wished for it is over"
                 self._touch(model, now)
-            if wish.get("alias"):
-                self._wish_alias(model.name, wish["alias"], job.created_at.ToDatetime(tzinfo=UTC), job.job)
 
-    def deploy(self, run: tr.RunSnapshot, name: str, owner: str, alias: str, at: datetime) -> None:
+    def _follow_job(self, job: tr.JobSnapshot, run: tr.RunSnapshot, now: datetime) -> None:
+        model = self.models.get(job.model) or self._open(job.model, job.owner, run.export, run.run, now)
+        newcomer = job.job not in model.jobs
+        if newcomer:
+            model.jobs.append(job.job)
+            self._touch(model, now)
+        asked_anew = model.updated_at.ToNanoseconds() < job.opened_at.ToNanoseconds()
+        waits = job.state != tr.JOB_STATE_SUCCEEDED
+        if model.state in _OVER and waits and (newcomer or asked_anew):
+            self._reopen(model, now)
+        wish = orjson.loads(job.request_json).get("deploy") or {}
+        if wish.get("alias"):
+            self._wish_alias(model.name, wish["alias"], job.opened_at.ToDatetime(tzinfo=UTC), job.job)
+
+    def deploy(self, run: tr.RunSnapshot, name: str, owner: str, alias: str, at: datetime, now: datetime) -> None:
         """Opens a model on an operator's request; one that was refused or withdrawn opens anew if that is newer."""
-        model = self.models.get(name)
-        if model is None:
-            model = self._open(name, owner, run.export, run.run, at)
-        over = model.state in (sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN)
-        if over and at > model.updated_at.ToDatetime(tzinfo=UTC):
-            model.state, model.message, model.remedy = sv.MODEL_STATE_LOADING, "", ""
-            self._touch(model, at)
+        model = self.models.get(name) or self._open(name, owner, run.export, run.run, now)
+        self._ordered.add(name)
+        if model.state in _OVER and at > model.updated_at.ToDatetime(tzinfo=UTC):
+            self._reopen(model, now)
         if alias:
             self._wish_alias(name, alias, at, "")
+
+    def _reopen(self, model: sv.ModelSnapshot, now: datetime) -> None:
+        model.state, model.message, model.remedy, model.proof_json = sv.MODEL_STATE_LOADING, "", "", ""
+        self._touch(model, now)
 
     def _open(self, name: str, owner: str, export: tr.Export, run: str, now: datetime) -> sv.ModelSnapshot:
         model = sv.ModelSnapshot(name=name, owner=owner, state=sv.MODEL_STATE_LOADING, export=export, run=run)
@@ -138,24 +160,43 @@ class ModelBook:
             return
         model.endpoint.CopyFrom(result.endpoint)
         model.state, model.remedy = sv.MODEL_STATE_SERVED, ""
-        model.message = "" if result.proof.measurable else "no measurable change: the base passes the same test"
+        said = [] if result.proof.measurable else ["no measurable change: the base passes the same test"]
+        model.message = "; ".join([*said, *self._move(model, now)])
         self._touch(model, now)
-        self.move_aliases(now)
 
     def refuse(self, name: str, why: str, remedy: str, now: datetime) -> None:
         """The model never takes traffic."""
         model = self.models[name]
-        model.state, model.message, model.remedy = sv.MODEL_STATE_REFUSED, why, remedy
-        self._touch(model, now)
+        if model.state in _OPEN:
+            model.state, model.message, model.remedy = sv.MODEL_STATE_REFUSED, why, remedy
+            self._touch(model, now)
+
+    def waits(self, name: str, why: str, now: datetime) -> None:
+        """Says what a rollout waits for."""
+        model = self.models[name]
+        if model.state in _OPEN and model.message != why:
+            model.message = why
+            self._touch(model, now)
 
     def move_aliases(self, now: datetime) -> None:
         """Moves every alias whose model is served, unless a newer request has moved it already."""
-        for name, moves in self._moves.items():
+        for name in self._moves:
             model = self.models.get(name)
-            if model is None or model.state != sv.MODEL_STATE_SERVED:
-                continue
-            for alias, (requested_at, job) in moves.items():
-                self._set_alias(alias, model.owner, [sv.Weight(model=name, weight=100)], requested_at, job, now)
+            if model is not None and model.state == sv.MODEL_STATE_SERVED:
+                self._move(model, now)
+
+    def _move(self, model: sv.ModelSnapshot, now: datetime) -> list[str]:
+        """Moves the model's aliases; what to say of those that stay."""
+        stay = []
+        for alias, (requested_at, job) in self._moves.get(model.name, {}).items():
+            weights = [sv.Weight(model=model.name, weight=100)]
+            known = self.aliases.get(alias)
+            if known is not None and known.owner != model.owner:
+                stay.append(f'alias "{alias}" belongs to another owner and was left')
+            elif known is not None and known.requested_at.ToDatetime(tzinfo=UTC) > requested_at:
+                stay.append(f'superseded: a newer request has set alias "{alias}"')
+            self._set_alias(alias, model.owner, weights, requested_at, job, now)
+        return stay
 
     def traffic(
         self, owner: str, alias: str, weights: Sequence[sv.Weight], requested_at: datetime, now: datetime
@@ -186,11 +227,15 @@ class ModelBook:
         model = self.models.get(name)
         if model is None or not model.export.digest or model.state == sv.MODEL_STATE_WITHDRAWN:
             return False
-        if requested_at < model.updated_at.ToDatetime(tzinfo=UTC):
+        if requested_at < _milliseconds(model.updated_at.ToDatetime(tzinfo=UTC)):
             return False
         model.state, model.message = sv.MODEL_STATE_WITHDRAWN, "withdrawn"
         self._touch(model, now)
         return True
+
+    def idle(self) -> list[sv.ModelSnapshot]:
+        """Fine-tuned models that no server needs to hold."""
+        return [m for m in self.models.values() if m.state in _OVER and m.export.digest]
 
     # Checks at the edge.
 
@@ -226,3 +271,8 @@ class ModelBook:
     def _touch(self, model: sv.ModelSnapshot, now: datetime) -> None:
         stamp(model.updated_at, now)
         self.dirty.add(f"model/{model.name}")
+
+
+def _milliseconds(at: datetime) -> datetime:
+    """As exact as the broker's append times, so that a request is not older than what it followed."""
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Poison, Transient
+from shortstack.core.errors import Poison, Transient, did_you_mean
 from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1 import serving_pb2 as sv
@@ -28,12 +29,14 @@ from shortstack.serving.rollout import RolledOut, Rollout
 from shortstack.streams import topics
 from shortstack.streams.broker import Broker, Delivery, Producer, Reader
 from shortstack.streams.envelope import outbound
+from shortstack.streams.set_aside import SetAside
 from shortstack.streams.state import StateReader, StateWriter
 
 __all__ = ["ServingController"]
 
 _SOURCE: Final = "serving"
 _RETRY_S: Final = 3.0
+_POLL_S: Final = 0.1
 
 
 @dataclass(slots=True)
@@ -56,11 +59,14 @@ class ServingController:
         config: ServingConfig,
         telemetry: Telemetry,
         clock: Clock,
+        poll_s: float = _POLL_S,
     ) -> None:
         self._broker, self._training, self._rollout, self._bases = broker, training, rollout, bases
         self._config, self._telemetry, self._clock = config, telemetry, clock
         self._writer = StateWriter(broker, topics.MODELS_STATE, sv.ModelRecord, clock, source=_SOURCE)
+        self._poll_s = poll_s
         self._book = ModelBook()
+        self._aside: SetAside | None = None
         self._reader: Reader | None = None
         self._producer: Producer | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollout")
@@ -81,6 +87,7 @@ class ServingController:
             self._show(key, record)
         self._training.wait_caught_up(30.0)
         self._producer = self._broker.producer()
+        self._aside = SetAside(self._broker, topics.MODELS_REQUESTS, _SOURCE, self._telemetry, self._clock)
         self._reader = self._broker.reader([topics.MODELS_REQUESTS.name])
         while not self._reader.caught_up():
             self._read(self._reader)
@@ -104,10 +111,12 @@ class ServingController:
         """Lets go of connections."""
         if self._reader is not None:
             self._reader.close()
-        if self._producer is not None:
-            self._producer.close(self._config.shutdown_grace_s / 4)
+        for sending in (self._producer, self._aside):
+            if sending is not None:
+                with suppress(Transient):  # the broker is away; snapshots that count were acknowledged
+                    sending.close(self._config.shutdown_grace_s / 4)
         self._writer.close()
-        self._reader = self._producer = None
+        self._reader = self._producer = self._aside = None
 
     # For the API's threads.
 
@@ -133,45 +142,30 @@ class ServingController:
         return jobs, {r.run.run: r.run for r in records if r.WhichOneof("record") == "run"}
 
     def _read(self, reader: Reader) -> None:
-        for delivery in reader.poll(0.1):
+        for delivery in reader.poll(self._poll_s):
             try:
                 self._request(orjson.loads(delivery.value or b"{}"), delivery)
             except (Poison, ValueError, KeyError, TypeError) as error:
-                self._telemetry.log.error("message set aside", place=delivery.place, error=str(error))
-                self._set_aside(delivery, error)
+                if self._aside is not None:
+                    self._aside.put(delivery, error)
 
     def _request(self, request: Mapping[str, Any], delivery: Delivery) -> None:
-        at = datetime.fromtimestamp(delivery.timestamp_ms / 1000, UTC)
-        now = self._clock.now()
-        match request["kind"]:
-            case "deploy":
-                run = self.runs()[request["run"]]
-                self._book.deploy(run, request["model"], request["owner"], request.get("alias", ""), at)
-            case "traffic":
-                weights = [sv.Weight(model=w["model"], weight=w["weight"]) for w in request["weights"]]
-                self._book.traffic(request["owner"], request["alias"], weights, at, now)
-            case "withdraw":
-                model = self._book.models.get(request["model"])
-                if self._book.withdraw(request["model"], at, now) and model is not None:
-                    self._rollout.remove(model.export)
-            case kind:
-                raise Poison(f'kind "{kind}" is unknown')
+        kinds = {"deploy": self._deploy, "traffic": self._traffic, "withdraw": self._withdraw}
+        if request["kind"] not in kinds:
+            raise Poison(f'kind "{request["kind"]}" is unknown', remedy=did_you_mean(str(request["kind"]), kinds))
+        kinds[request["kind"]](request, datetime.fromtimestamp(delivery.timestamp_ms / 1000, UTC))
 
-    def _set_aside(self, delivery: Delivery, error: Exception) -> None:
-        if self._producer is None:
-            return
-        extra = {"shortstack-place": delivery.place, "shortstack-error": str(error)}
-        message = outbound(
-            topics.dead_letters(topics.MODELS_REQUESTS),
-            (delivery.key or b"").decode(errors="replace"),
-            delivery.value or b"",
-            type="shortstack.dead-letter",
-            source=_SOURCE,
-            clock=self._clock,
-            id=delivery.place,
-            extra=extra,
-        )
-        self._producer.send(message)
+    def _deploy(self, request: Mapping[str, Any], at: datetime) -> None:
+        run = self.runs()[request["run"]]
+        alias = request.get("alias", "")
+        self._book.deploy(run, request["model"], request["owner"], alias, at, self._clock.now())
+
+    def _traffic(self, request: Mapping[str, Any], at: datetime) -> None:
+        weights = [sv.Weight(model=w["model"], weight=w["weight"]) for w in request["weights"]]
+        self._book.traffic(request["owner"], request["alias"], weights, at, self._clock.now())
+
+    def _withdraw(self, request: Mapping[str, Any], at: datetime) -> None:
+        self._book.withdraw(request["model"], at, self._clock.now())
 
     # Rolling out.
 
@@ -180,11 +174,17 @@ class ServingController:
         now = self._clock.now()
         for name, folder in self._bases.items():
             self._book.base(name, self._endpoint(folder), now)
-        for model in self._book.served():
+        changes = [(model, self._rollout.reload) for model in self._book.served()]
+        changes += [(model, self._rollout.remove) for model in self._book.idle() if not self._shares(model)]
+        for model, change in changes:
             try:
-                self._rollout.reload(model.export)
+                change(model.export)
             except (Transient, Poison) as error:
-                self._telemetry.log.warning("model is not on its server", model=model.name, error=str(error))
+                self._telemetry.log.warning("server and models differ", model=model.name, error=str(error))
+
+    def _shares(self, idle: sv.ModelSnapshot) -> bool:
+        """Whether another model of the same files is in use; names differ by owner and suffix, weights do not."""
+        return any(model.export.digest == idle.export.digest for model in [*self._book.served(), *self._book.pending()])
 
     def _endpoint(self, folder: Path) -> sv.Endpoint | None:
         try:
@@ -222,7 +222,7 @@ class ServingController:
             self._book.refuse(rolling.name, str(error), error.remedy, now)
         elif isinstance(error, Transient):
             self._telemetry.log.warning("rollout is tried again", model=rolling.name, error=str(error))
-            self._book.models[rolling.name].message = str(error)
+            self._book.waits(rolling.name, str(error), now)
             self._not_before[rolling.name] = self._clock.monotonic() + _RETRY_S
         else:
             raise error
@@ -233,13 +233,15 @@ class ServingController:
         """One write for all that changed: a model's last step and the move of its aliases are one event."""
         if not self._book.dirty:
             return
-        changed = {key: self._book.record(key) for key in sorted(self._book.dirty)}
+        # Models first: no reader of the topic may find an alias that names a model it takes for not served.
+        keys = sorted(self._book.dirty, key=lambda key: (key.startswith("alias/"), key))
+        changed = {key: self._book.record(key) for key in keys}
         self._writer.put_all(changed)
         self._book.dirty.clear()
         for key, record in changed.items():
             known = self._shown.get(key)
             self._show(key, record)
-            if _deployed(record) and (known is None or not _deployed(known) or "alias" in key):
+            if _deployed(record) and (known is None or not _deployed(known) or key.startswith("alias/")):
                 value = record.SerializeToString()
                 failpoint("serving.before_notice")
                 self._notify(topics.MODELS_DEPLOYED, key.partition("/")[2], value)

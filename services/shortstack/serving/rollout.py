@@ -50,8 +50,17 @@ class Rollout(Protocol):
         ...
 
     def remove(self, export: Export) -> None:
-        """Takes a model away; what is under way finishes."""
+        """Takes a model away, if it is there; what is under way finishes."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Tongue:
+    """Object keys of a tokenizer's files, and the strings that end an answer in a format."""
+
+    tokenizer: str
+    tokenizer_config: str
+    stop: tuple[str, ...]
 
 
 def adapter_of(export: Export) -> str:
@@ -64,6 +73,7 @@ class EmbeddedRollout:
 
     def __init__(self, client: TgiClient, blobs: BlobStore, folder: Path, formats: PromptFormats) -> None:
         self._client, self._blobs, self._folder, self._formats = client, blobs, folder, formats
+        self._tongues: dict[tuple[str, Path], _Tongue] = {}
 
     def base(self, folder: Path) -> Endpoint | None:
         """See `Rollout.base`."""
@@ -93,7 +103,8 @@ class EmbeddedRollout:
 
     def remove(self, export: Export) -> None:
         """See `Rollout.remove`."""
-        self._client.drop_adapter(adapter_of(export))
+        if adapter_of(export) in self._client.adapters():
+            self._client.drop_adapter(adapter_of(export))
 
     def _load(self, export: Export) -> FetchedExport:
         fetched = fetch_export(self._blobs, export, self._folder)
@@ -106,19 +117,27 @@ class EmbeddedRollout:
         return fetched
 
     def _endpoint(self, adapter_id: str, prompt_format: str, tokenizer: Path) -> Endpoint:
-        info = self._client.info()
-        names = ("tokenizer.json", "tokenizer_config.json")
-        keys = {name: f"tokenizers/{name}-{file_sha256(tokenizer / name)}" for name in names}
-        for name, key in keys.items():
-            if not self._blobs.exists(key):
-                self._blobs.put_file(key, tokenizer / name)
+        info, tongue = self._client.info(), self._tongue(prompt_format, tokenizer)
         return Endpoint(
             url=self._client.url,
             adapter_id=adapter_id,
             prompt_format=prompt_format,
-            tokenizer=keys["tokenizer.json"],
-            tokenizer_config=keys["tokenizer_config.json"],
+            tokenizer=tongue.tokenizer,
+            tokenizer_config=tongue.tokenizer_config,
             max_input_tokens=int(info["max_input_tokens"]),
             max_total_tokens=int(info["max_total_tokens"]),
-            stop=self._formats.with_base(tokenizer).get(prompt_format).stop,
+            stop=tongue.stop,
         )
+
+    def _tongue(self, prompt_format: str, tokenizer: Path) -> _Tongue:
+        """Puts the tokenizer's files where the gateway finds them, once; bases are asked for every second."""
+        known = self._tongues.get((prompt_format, tokenizer))
+        if known is None:
+            names = ("tokenizer.json", "tokenizer_config.json")
+            keys = [f"tokenizers/{name}-{file_sha256(tokenizer / name)}" for name in names]
+            for name, key in zip(names, keys, strict=True):
+                if not self._blobs.exists(key):
+                    self._blobs.put_file(key, tokenizer / name)
+            stop = self._formats.with_base(tokenizer).get(prompt_format).stop
+            known = self._tongues[prompt_format, tokenizer] = _Tongue(keys[0], keys[1], tuple(stop))
+        return known

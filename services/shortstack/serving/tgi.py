@@ -17,6 +17,8 @@ from shortstack.core.errors import Poison, Transient
 __all__ = ["GeneratedToken", "TgiClient", "TgiServer"]
 
 _CONNECT_S: Final = 2.0
+_QUICK_S: Final = 5.0
+"""For questions that a server answers without generating: the controller asks them in its own thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,8 @@ class TgiClient:
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         where = f"{self.url}{path}"
         try:
-            response = self._client.request(method, path, json=body)
+            quick = {"timeout": _QUICK_S} if method == "GET" else {}
+            response = self._client.request(method, path, json=body, **quick)
         except httpx.HTTPError as error:
             raise Transient(f"the server does not answer: {error or type(error).__name__}", where=where) from error
         if response.status_code in (429, 503):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from shortstack.core.digest import canonical_json, identity
 from shortstack.core.errors import Invalid, did_you_mean
-from shortstack.declarations.deploy import DeployWish
+from shortstack.declarations.deploy import DeployWish, require_servable
 from shortstack.declarations.publication import PublicationMessage
 from shortstack.declarations.recipe import RECIPES, Recipe, parse_recipe
 from shortstack.declarations.train import TrainConfig
@@ -71,12 +71,21 @@ class WishChecker:
         prompt_formats: names of declared prompt formats.
         base_models: names and aliases of base models that may be trained.
         read_recipe: for ``{"recipe": {"uri": …}}``.
+        serves_merged: whether the servers here take whole models, not adapters alone.
     """
 
-    def __init__(self, prompt_formats: Sequence[str], base_models: Sequence[str], read_recipe: RecipeReader) -> None:
+    def __init__(
+        self,
+        prompt_formats: Sequence[str],
+        base_models: Sequence[str],
+        read_recipe: RecipeReader,
+        *,
+        serves_merged: bool = False,
+    ) -> None:
         self._formats = (*prompt_formats, BASE_FORMAT)
         self._models = tuple(base_models)
         self._read_recipe = read_recipe
+        self._serves_merged = serves_merged
 
     def check(self, message: PublicationMessage, owner: str, *, file_format: str | None = None) -> Wish:
         """Everything a message wishes but its records.
@@ -85,6 +94,8 @@ class WishChecker:
             Poison: a name is unknown (with the nearest known one), or a setting is wrong.
         """
         where = f"dataset {message.dataset}"
+        if message.train is not None and message.deploy is not None:
+            require_servable(message.train, serves_merged=self._serves_merged, where=where)
         if message.prompt_format is not None:
             self._known("prompt format", message.prompt_format, self._formats, "prompt_format", where)
         return Wish(

@@ -1,0 +1,148 @@
+"""The contract test against a server that answers from a table: each planted fault is refused, and only those."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortstack.core.errors import Poison, Transient
+from shortstack.records.message import Message
+from shortstack.serving.contract import MAX_MEAN_DISTANCE, Proof, prove
+from shortstack.serving.tgi import GeneratedToken
+
+PROMPTS = [f"question {n}" for n in range(16)]
+NEW_TOKENS = 8
+
+
+def render(messages: Sequence[Message]) -> str:
+    return "".join(f"<{m.role}>{m.content}" for m in messages)
+
+
+@dataclass
+class FakeTgiServer:
+    """Weights are a name: the same name gives the same tokens. Adapters change the name."""
+
+    weights: str = "base"
+    template: str = "<user>"
+    adapters: tuple[str, ...] = ("demo",)
+    shift: float = 0.0
+    away: bool = False
+
+    def tokenize(self, text: str) -> list[int]:
+        if self.away:
+            raise Transient("away")
+        return [ord(letter) for letter in text]
+
+    def generate(self, prompt: str, new_tokens: int, adapter_id: str) -> list[GeneratedToken]:
+        if adapter_id and adapter_id not in self.adapters:
+            raise Poison(f"the server answers 422: no adapter {adapter_id}")
+        return [GeneratedToken(t, p + self.shift) for t, p, _ in said(f"{self.weights}+{adapter_id}", prompt)]
+
+
+def said(weights: str, prompt: str) -> list[tuple[int, float, float]]:
+    """(token, log probability, margin) of each position; every fourth is a near-tie."""
+    found = []
+    for place in range(NEW_TOKENS):
+        seed = hashlib.sha256(f"{weights}/{prompt}/{place}".encode()).digest()
+        found.append((seed[0], -seed[1] / 256, 0.1 if place % 4 == 3 else 2.0))
+    return found
+
+
+def probes(weights: str = "base+demo") -> dict[str, Any]:
+    made = []
+    for text in PROMPTS:
+        prompt = render([Message("user", text)])
+        tokens = [{"id": t, "logprob": p, "margin": m} for t, p, m in said(weights, prompt)]
+        ids = [ord(letter) for letter in prompt]
+        made.append({"messages": [{"role": "user", "content": text}], "prompt_ids": ids, "tokens": tokens})
+    return {"new_tokens": NEW_TOKENS, "probes": made}
+
+
+def proof(server: FakeTgiServer, content: dict[str, Any] | None = None, adapter: str = "demo", **more: Any) -> Proof:
+    return prove(server, content or probes(), more.get("render", render), adapter_id=adapter, base=server)
+
+
+def test_the_right_model_passes_where_its_base_fails() -> None:
+    found = proof(FakeTgiServer())
+    assert found.model.passed
+    assert found.model.confirmed == len(PROMPTS) * NEW_TOKENS
+    assert found.model.mean_distance == 0
+    assert not found.base.passed
+    assert found.measurable
+
+
+def test_no_adapter_is_refused() -> None:
+    # TGI answers an unknown adapter id with the base, silently; the embedded server says 422.
+    silent = proof(FakeTgiServer(adapters=("demo",)), adapter="")
+    loud = proof(FakeTgiServer(adapters=()))
+    assert not silent.model.passed
+    assert "in training it was" in silent.model.why
+    assert "422" in loud.model.why
+
+
+def test_another_adapter_is_refused() -> None:
+    assert not proof(FakeTgiServer(adapters=("other",)), adapter="other").model.passed
+
+
+def test_another_template_is_refused() -> None:
+    found = proof(FakeTgiServer(), render=lambda messages: f"Q: {messages[0].content}")
+    assert "another template" in found.model.why
+
+
+def test_other_base_weights_under_the_right_adapter_are_refused() -> None:
+    assert not proof(FakeTgiServer(weights="base with default rope_theta")).model.passed
+
+
+def test_unmerged_merged_weights_are_refused() -> None:
+    merged = {"content": probes("merged+")}
+    assert proof(FakeTgiServer(weights="merged"), adapter="", **merged).model.passed
+    assert not proof(FakeTgiServer(weights="base"), adapter="", **merged).model.passed
+
+
+def test_a_model_that_changed_nothing_passes_and_says_so() -> None:
+    found = proof(FakeTgiServer(), probes("base+"), adapter="")
+    assert found.model.passed
+    assert not found.measurable
+    assert found.as_dict()["measurable"] is False
+
+
+@pytest.mark.parametrize(("shift", "passed"), [(0.05, True), (0.2, False), (math.nan, False)])
+def test_log_probabilities_must_be_near(shift: float, passed: bool) -> None:
+    found = proof(FakeTgiServer(shift=shift))
+    assert found.model.passed is passed
+    assert found.as_dict()["model"]["passed"] is passed
+
+
+def test_too_few_confirmed_positions_prove_nothing() -> None:
+    content = probes()
+    for probe in content["probes"]:
+        for place, token in enumerate(probe["tokens"]):
+            token.update(id=999, margin=0.0) if place == 3 else None
+    found = proof(FakeTgiServer(), content)
+    assert "only 48 positions" in found.model.why
+
+
+def test_a_server_that_is_away_says_nothing_about_the_model() -> None:
+    with pytest.raises(Transient):
+        proof(FakeTgiServer(away=True))
+
+
+def test_an_export_without_probes_cannot_be_proven() -> None:
+    with pytest.raises(Poison, match="no probes"):
+        proof(FakeTgiServer(), {"new_tokens": 8, "probes": []})
+
+
+@given(st.integers(0, 15), st.integers(0, NEW_TOKENS - 1), st.floats(0, 5))
+def test_a_token_may_differ_only_where_the_margin_is_small(number: int, place: int, margin: float) -> None:
+    content = probes()
+    content["probes"][number]["tokens"][place].update(id=999, margin=margin)
+    found = proof(FakeTgiServer(), content)
+    assert found.model.passed is (margin < 0.5)
+    assert found.model.mean_distance <= MAX_MEAN_DISTANCE
