@@ -92,4 +92,9 @@ def _checker(config: IngestionConfig, policy: SourcePolicy) -> WishChecker:
 
     folders = {name: Path(folder) for name, folder in config.base_models.items()}
     bases = BaseModels(folders, config.model_aliases)
-    return WishChecker(PromptFormats.builtin().names(), (*bases.names(), *config.model_aliases), read_recipe)
+    return WishChecker(
+        PromptFormats.builtin().names(),
+        (*bases.names(), *config.model_aliases),
+        read_recipe,
+        serves_merged=config.serves_merged,
+    )

@@ -69,7 +69,7 @@ class ServingController:
         self._aside: SetAside | None = None
         self._reader: Reader | None = None
         self._producer: Producer | None = None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollout")
+        self._pool: ThreadPoolExecutor | None = None
         self._rolling: _RollingOut | None = None
         self._not_before: dict[str, float] = {}
         self._watched_at = float("-inf")
@@ -81,6 +81,7 @@ class ServingController:
     def open(self) -> None:
         """Claims the state topic, then reads requests to their end before it acts on anything."""
         self.close()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._book = ModelBook()
         self._book.restore(self._writer.open().values())
         for key, record in self._writer.latest.items():
@@ -115,7 +116,10 @@ class ServingController:
             if sending is not None:
                 with suppress(Transient):  # the broker is away; snapshots that count were acknowledged
                     sending.close(self._config.shutdown_grace_s / 4)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
         self._writer.close()
+        self._rolling = self._pool = None
         self._reader = self._producer = self._aside = None
 
     # For the API's threads.
@@ -193,7 +197,7 @@ class ServingController:
             return None
 
     def _next(self, now: float) -> None:
-        if self._rolling is not None:
+        if self._rolling is not None or self._pool is None:
             return
         for model in self._book.pending():
             if now >= self._not_before.get(model.name, 0.0):

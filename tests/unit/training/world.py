@@ -170,6 +170,7 @@ class World:
         """An event of the trainer, as an agent ships it."""
         body = orjson.dumps(payload).decode()
         event = tr.TrainingEvent(run=run, attempt=attempt, seq=seq, type=payload["type"], payload_json=body)
+        event.time.FromDatetime(self.clock.now().replace(tzinfo=None))
         self.send(topics.TRAINING_EVENTS, run, event)
 
     def messages(self, topic: topics.Topic) -> list[Delivery]:

@@ -1,0 +1,161 @@
+"""ServingService over a real server and channel, the controller on an in-memory broker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from tests.unit.serving.world import BASE, Running, World
+
+from shortstack.core.clock import SystemClock
+from shortstack.core.errors import Conflict, Invalid, NotFound, ShortstackError
+from shortstack.core.grpc import GrpcServer, channel, error_from_rpc
+from shortstack.core.health import Health
+from shortstack.core.telemetry import Telemetry
+from shortstack.messages.v1 import serving_pb2 as sv
+from shortstack.messages.v1 import training_pb2 as tr
+from shortstack.serving.config import ServingConfig
+from shortstack.serving.grpc_service import ServingServicer
+from shortstack.serving.v1 import serving_pb2 as pb
+from shortstack.serving.v1.serving_pb2_grpc import ServingServiceStub, add_ServingServiceServicer_to_server
+
+SERVED = sv.MODEL_STATE_SERVED
+
+
+@contextmanager
+def turning(running: Running) -> Iterator[None]:
+    """Turns the controller in a thread, as its loop does."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            running.turn()
+            stop.wait(0.005)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def running(world: World) -> Iterator[Running]:
+    with world.started() as started:
+        yield started
+
+
+@pytest.fixture
+def stub(world: World, running: Running) -> Iterator[Any]:
+    with ExitStack() as stack:
+        telemetry = stack.enter_context(Telemetry.start("serving", ServingConfig(storage_url="memory://")))
+        servicer = ServingServicer(running.controller, world.broker.producer(), world.clock)
+        add = (add_ServingServiceServicer_to_server, servicer)
+        health = Health(60, SystemClock())
+        server = GrpcServer("127.0.0.1", 0, [add], health, ["shortstack.serving.v1.ServingService"], telemetry)
+        server.start()
+        stack.callback(server.stop, 2.0)
+        stack.enter_context(turning(running))
+        yield ServingServiceStub(stack.enter_context(channel(f"127.0.0.1:{server.port}")))
+
+
+def refused(call: Callable[[], Any]) -> ShortstackError:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return error_from_rpc(caught.value)
+
+
+def watch_until(stub: Any, met: Callable[[pb.WatchModelsResponse], bool]) -> list[pb.WatchModelsResponse]:
+    updates = stub.WatchModels(pb.WatchModelsRequest(), timeout=20)
+    found = []
+    for update in updates:
+        found.append(update)
+        if met(update):
+            break
+    updates.cancel()
+    return found
+
+
+def served(name: str) -> Callable[[pb.WatchModelsResponse], bool]:
+    return lambda update: update.model.name == name and update.model.state == SERVED
+
+
+def test_watching_gives_what_stands_then_synced_then_each_change(world: World, stub: Any) -> None:
+    watch_until(stub, served(BASE))
+    updates = stub.WatchModels(pb.WatchModelsRequest(), timeout=20)
+    first = next(updates)
+    assert (first.model.name, first.model.state) == (BASE, SERVED)
+    assert next(updates).synced
+
+    model = world.trained("ftjob-1", "a", alias="faq@prod")
+    seen = []
+    for update in updates:
+        seen.append(update)
+        if update.HasField("alias"):
+            break
+    updates.cancel()
+    assert seen[-2].model.name == model
+    assert seen[-2].model.state == SERVED
+    assert [w.model for w in seen[-1].alias.weights] == [model]
+
+
+def test_models_and_aliases_are_listed_by_owner(world: World, stub: Any) -> None:
+    model = world.trained("ftjob-1", "a", alias="faq@prod")
+    watch_until(stub, lambda update: update.alias.alias == "faq@prod")
+    mine, theirs = stub.ListModels(pb.ListModelsRequest()), stub.ListModels(pb.ListModelsRequest(owner="other"))
+    assert [m.name for m in mine.models] == sorted([BASE, model])
+    assert [a.alias for a in mine.aliases] == ["faq@prod"]
+    assert [m.name for m in theirs.models] == [BASE]
+    assert not theirs.aliases
+
+
+def test_traffic_moves_over_served_models_only(world: World, stub: Any) -> None:
+    model = world.trained("ftjob-1", "a", alias="faq@prod")
+    watch_until(stub, lambda update: update.alias.alias == "faq@prod")
+
+    def move(*weights: tuple[str, int], alias: str = "faq@prod") -> Any:
+        given = [sv.Weight(model=m, weight=w) for m, w in weights]
+        return stub.SetTraffic(pb.SetTrafficRequest(alias=alias, weights=given), timeout=20)
+
+    moved = move((model, 90), (BASE, 10))
+    assert [(w.model, w.weight) for w in moved.alias.weights] == [(model, 90), (BASE, 10)]
+    assert isinstance(refused(lambda: move((model, 90))), Invalid)
+    assert isinstance(refused(lambda: move((model, 100), alias="Not A Name")), Invalid)
+    unknown = refused(lambda: move((model[:-1], 100)))
+    assert isinstance(unknown, NotFound)
+    assert f'Did you mean "{model}"' in unknown.remedy
+
+
+def test_a_model_is_withdrawn_once_no_alias_needs_it(world: World, stub: Any) -> None:
+    model = world.trained("ftjob-1", "a", alias="faq@prod", state=tr.JOB_STATE_SUCCEEDED)
+    watch_until(stub, lambda update: update.alias.alias == "faq@prod")
+    needed = refused(lambda: stub.WithdrawModel(pb.WithdrawModelRequest(model=model)))
+    assert isinstance(needed, Conflict)
+    assert "faq@prod" in needed.what
+    assert isinstance(refused(lambda: stub.WithdrawModel(pb.WithdrawModelRequest(model=BASE))), Conflict)
+
+    weights = [sv.Weight(model=BASE, weight=100)]
+    stub.SetTraffic(pb.SetTrafficRequest(alias="faq@prod", weights=weights), timeout=20)
+    gone = stub.WithdrawModel(pb.WithdrawModelRequest(model=model), timeout=20)
+    assert gone.model.state == sv.MODEL_STATE_WITHDRAWN
+
+
+def test_a_run_is_deployed_by_hand(world: World, stub: Any) -> None:
+    world.trained("ftjob-1", "a", state=tr.JOB_STATE_CANCELLED)
+    watch_until(stub, served(BASE))
+    answer = stub.DeployModel(pb.DeployModelRequest(run="run-a", suffix="hand", alias="faq@prod"), timeout=20)
+    name = f"ft:{BASE}:default:hand:{'a' * 12}"
+    assert answer.model.name == name
+    watch_until(stub, lambda update: update.alias.alias == "faq@prod")
+    assert isinstance(refused(lambda: stub.DeployModel(pb.DeployModelRequest(run="run-x"))), NotFound)
