@@ -20,8 +20,20 @@ from shortstack.core.tracing import current_trace_id
 __all__ = ["Telemetry"]
 
 _LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
-_QUIET: Final = ("kafka", "asyncio", "fsspec", "s3fs", "botocore", "urllib3", "grpc", "httpx", "httpcore")
-"""Libraries whose INFO is about themselves; heard from WARNING on."""
+_QUIET: Final[dict[str, int]] = {
+    # Each client says at every attempt that its broker is away; the stack says so once, in its own words.
+    "kafka": logging.ERROR,
+    "kafka.net": logging.CRITICAL,
+    "kafka.cluster": logging.CRITICAL,
+    "kafka.consumer": logging.CRITICAL,
+    "asyncio": logging.WARNING,
+    "fsspec": logging.WARNING,
+    "s3fs": logging.WARNING,
+    "botocore": logging.WARNING,
+    "urllib3": logging.WARNING,
+    "grpc": logging.WARNING,
+}
+"""Libraries whose talk is about themselves, and from which level on they are heard; all of it at DEBUG."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +65,8 @@ class Telemetry:
         root.addHandler(handler)
         root.setLevel(level)
         quiet = {name: logging.getLogger(name).level for name in _QUIET}
-        for name in quiet:
-            logging.getLogger(name).setLevel(max(level, logging.WARNING))
+        for name, heard in _QUIET.items():
+            logging.getLogger(name).setLevel(level if level == logging.DEBUG else max(level, heard))
         try:
             yield cls(service, _logger(service), Metrics(service))
         finally:

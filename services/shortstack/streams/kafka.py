@@ -22,6 +22,7 @@ from shortstack.streams.decoding import bound_decompression
 from shortstack.streams.kafka_consumer import KafkaConsumer, KafkaReader
 from shortstack.streams.kafka_errors import client_settings, translate
 from shortstack.streams.kafka_producer import KafkaProducer
+from shortstack.streams.kafka_sockets import close_failed_sockets
 from shortstack.streams.kafka_topics import apply_topics, group_lag
 from shortstack.streams.topics import Topic
 
@@ -49,8 +50,9 @@ class KafkaBroker:
 
     @classmethod
     def connect(cls, config: ServiceConfig) -> KafkaBroker:
-        """A broker for ``config``; also bounds, for the whole process, what a message may unpack to."""
+        """A broker for ``config``. Mends kafka-python for the whole process: bounded unpacking, sockets closed."""
         bound_decompression()
+        close_failed_sockets()
         return cls(config)
 
     def __enter__(self) -> Self:

@@ -82,7 +82,9 @@ class KafkaProducer:
             with translated(f"close within {timeout_s} s"):
                 self._raw.close(timeout_s)
         except ShortstackError:
-            self._raw._sender.force_close()  # close() gives up before it ends its thread
+            # close() gives up before it ends its thread, and would be called again when it is collected.
+            self._raw._sender.force_close()
+            self._raw._closed = True
             raise
 
     def _fail(self, future: Future[Position], error: BaseException, topic: str) -> None:

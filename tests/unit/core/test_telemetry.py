@@ -41,9 +41,9 @@ def test_a_line_tells_service_level_time_and_fields() -> None:
 def test_libraries_log_on_the_same_way_and_only_while_it_runs() -> None:
     stream = io.StringIO()
     with Telemetry.start("x", ServiceConfig(), stream):
-        logging.getLogger("kafka.conn").info("chatter")
-        logging.getLogger("kafka.conn").warning("broker %s is away", "b1")
-    logging.getLogger("kafka.conn").warning("after the end")
+        logging.getLogger("grpc.channel").info("chatter")
+        logging.getLogger("grpc.channel").warning("broker %s is away", "b1")
+    logging.getLogger("grpc.channel").warning("after the end")
     assert [line["event"] for line in lines(stream)] == ["broker b1 is away"]
 
 
