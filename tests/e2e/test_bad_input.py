@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import pytest
@@ -56,26 +57,33 @@ def test_a_dataset_without_a_usable_record_fails_and_trains_nothing(stack: Stack
 
 
 def test_a_mostly_rejected_dataset_is_held_until_it_is_accepted(stack: Stack) -> None:
+    name = f"sparse-{secrets.token_hex(4)}"
     records = [{**EMPTY, "instruction": f"Say nothing, {number} times."} for number in range(19)]
-    stack.publish({"dataset": "sparse", "records": [*records, GOOD], "train": TRAIN}, "sparse")
-    snapshot = stack.ended_dataset("sparse")
+    stack.publish({"dataset": name, "records": [*records, GOOD], "train": TRAIN}, name)
+    snapshot = stack.ended_dataset(name)
     assert snapshot.state == ds.DATASET_STATE_HELD, snapshot
     assert "19 of 20" in snapshot.message
-    assert "datasets accept sparse" in snapshot.remedy
-    job = stack.job_of("sparse")
-    found = stack.until(lambda: stack.jobs().get(job))
-    assert found.job.state == tr.JOB_STATE_VALIDATING_FILES
-    assert not found.job.run, "nothing held is trained"
-    assert next(step for step in found.job.steps if step.name == "curate").message
+    assert f"datasets accept {name}" in snapshot.remedy
+    job = stack.job_of(name)
+
+    def told() -> tr.JobSnapshot | None:
+        """The job, once it says what it waits for."""
+        found = stack.jobs().get(job)
+        waits = found is not None and any("19 of 20" in step.message for step in found.job.steps)
+        return found.job if found is not None and waits else None
+
+    waiting = stack.until(told, what=lambda: stack.jobs().get(job))
+    assert waiting.state == tr.JOB_STATE_VALIDATING_FILES
+    assert not waiting.run, "nothing held is trained"
     # Cancelled, so that letting the dataset through need not train on its one record.
     stack.command("runs", "cancel", job)
-    stack.command("datasets", "accept", "sparse")
+    stack.command("datasets", "accept", name)
 
     def ready() -> ds.DatasetSnapshot | None:
-        dataset = stack.dataset("sparse")
+        dataset = stack.dataset(name)
         return dataset if dataset is not None and dataset.state == ds.DATASET_STATE_READY else None
 
-    released = stack.until(ready, what=lambda: stack.dataset("sparse"))
+    released = stack.until(ready, what=lambda: stack.dataset(name))
     assert (released.counts.rejected, released.counts.written) == (19, 1)
     assert released.accepted_by_operator
     assert stack.jobs()[job].job.state == tr.JOB_STATE_CANCELLED

@@ -189,10 +189,17 @@ def test_both_chat_routes_take_the_context_role(stack: Stack, trained: trn.GetRu
     assert "teapot" in reply.text
 
 
+def events_of(stack: Stack, run: str) -> list[tuple[int, int, str]]:
+    """What the trainer has said of a run: attempt, number, type."""
+    events = (tr.TrainingEvent.FromString(message.value) for message in stack.messages("training.events"))
+    return [(event.attempt, event.seq, event.type) for event in events if event.run == run]
+
+
 def test_another_wish_for_the_same_training_trains_nothing(
     stack: Stack, trained: trn.GetRunResponse, persona: Path
 ) -> None:
-    before = stack.ends("models.ready", "training.events", "datasets.ready")
+    topics = ("models.ready", "datasets.ready")
+    before, steps = stack.ends(*topics), events_of(stack, trained.run.run)
     message = json.loads((persona / "publication.json").read_text())
     message["deploy"] = {"suffix": "persona", "alias": "persona@again"}
     stack.publish(message, "persona")
@@ -206,7 +213,8 @@ def test_another_wish_for_the_same_training_trains_nothing(
     assert (job.run, job.model) == (trained.run.run, trained.job.model)
     run = stack.jobs()[job.job].run
     assert (run.attempt, run.finished_at) == (trained.run.attempt, trained.run.finished_at)
-    assert stack.ends("models.ready", "training.events", "datasets.ready") == before
+    assert stack.ends(*topics) == before
+    assert events_of(stack, trained.run.run) == steps
     routed = {alias.alias: [w.model for w in alias.weights] for alias in stack.models().aliases}
     assert routed["persona@again"] == routed[ALIAS] == [trained.job.model]
     stack.until(lambda: holds(stack.ask("persona@again", "What is your name?"), ["Maple"]) or None)
