@@ -243,6 +243,7 @@ class DatasetController:
             error = future.exception()
             if error is None:
                 version = future.result()
+                failpoint("assembly.before_snapshot")
                 dataset.finish(version)
                 for fate in ("chosen", "duplicates", "mixed_in"):
                     self._telemetry.metrics.assembled_records.labels(fate).inc(getattr(version, fate))

@@ -28,6 +28,7 @@ from shortstack.core.errors import Fatal
 from shortstack.local.broker_faults import broker_fault
 from shortstack.local.jars import declared_jars, ensure_jars
 from shortstack.local.java import Java, find_java
+from shortstack.local.ports import require_free
 from shortstack.local.processes import last_lines, launch
 from shortstack.local.settings import LocalSettings
 
@@ -135,7 +136,7 @@ class LocalBroker:
         """
         ensure_jars(self.config.libs, self._jars, repository=self.config.repository)
         for port in (self.config.port, self.config.controller_port):
-            _require_free(port)
+            require_free(port, "broker")
         try:
             self._write_properties()
             self._require_room()
@@ -356,21 +357,6 @@ def _properties_of(config: BrokerConfig) -> Mapping[str, str]:
         "num.io.threads": "4",
         "num.recovery.threads.per.data.dir": "2",
     }
-
-
-def _require_free(port: int) -> None:
-    """Raises Fatal if something listens on ``port``."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError as error:
-            raise Fatal(
-                f"port {port} is taken",
-                where="broker",
-                remedy="Stop what listens there (`shortstack down` stops this stack), or set SHORTSTACK_PORT_BASE "
-                "to another number.",
-            ) from error
 
 
 @contextmanager

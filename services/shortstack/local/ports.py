@@ -10,10 +10,13 @@ Two stacks on a machine differ in ``SHORTSTACK_PORT_BASE`` (and ``SHORTSTACK_VAR
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["DEFAULT_GATEWAY_PORT", "DEFAULT_PORT_BASE", "PortPlan"]
+from shortstack.core.errors import Fatal
+
+__all__ = ["DEFAULT_GATEWAY_PORT", "DEFAULT_PORT_BASE", "PortPlan", "require_free"]
 
 DEFAULT_PORT_BASE: Final = 18000
 DEFAULT_GATEWAY_PORT: Final = 8080
@@ -77,3 +80,22 @@ class PortPlan:
         if service in _SLOTS and service != "inference":
             ports["grpc"] = self.grpc(service)
         return ports
+
+
+def require_free(port: int, owner: str) -> None:
+    """Returns if nothing listens on ``port``.
+
+    Raises:
+        Fatal: something does; names ``owner``, who needs the port.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError as error:
+            raise Fatal(
+                f"port {port} is taken",
+                where=owner,
+                remedy="Stop what listens there (`shortstack down` stops this stack), or set SHORTSTACK_PORT_BASE "
+                "to another number.",
+            ) from error

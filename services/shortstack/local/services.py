@@ -15,6 +15,7 @@ from typing import Final
 from shortstack.core.errors import Fatal, ShortstackError
 from shortstack.local.base_model import BASE_MODEL
 from shortstack.local.broker import BrokerConfig, LocalBroker
+from shortstack.local.ports import require_free
 from shortstack.local.processes import last_lines
 from shortstack.local.settings import LocalSettings
 
@@ -192,7 +193,13 @@ def _service(settings: LocalSettings, name: str) -> ServiceSpec:
         ports=settings.ports.taken_by(name),
         log=settings.log_folder / f"{name}.log",
         probe=health.get(name, http_probe(f"{base}/readyz", f"{base}/livez")),
+        before=lambda: _require_free_ports(settings, name),
     )
+
+
+def _require_free_ports(settings: LocalSettings, service: str) -> None:
+    for port in settings.ports.taken_by(service).values():
+        require_free(port, service)
 
 
 def _broker(settings: LocalSettings) -> ServiceSpec:
