@@ -7,6 +7,7 @@ so by its snapshot; what a replay asks for is there already.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -72,6 +73,7 @@ class ServingController:
         self._pool: ThreadPoolExecutor | None = None
         self._rolling: _RollingOut | None = None
         self._not_before: dict[str, float] = {}
+        self._found_at: dict[str, float] = {}
         self._watched_at = float("-inf")
         self._changed = threading.Condition()
         self._shown: dict[str, sv.ModelRecord] = {}
@@ -86,6 +88,7 @@ class ServingController:
         self._book.restore(self._writer.open().values())
         for key, record in self._writer.latest.items():
             self._show(key, record)
+        self._count()
         self._training.wait_caught_up(30.0)
         self._producer = self._broker.producer()
         self._aside = SetAside(self._broker, topics.MODELS_REQUESTS, _SOURCE, self._telemetry, self._clock)
@@ -200,6 +203,7 @@ class ServingController:
         if self._rolling is not None or self._pool is None:
             return
         for model in self._book.pending():
+            self._found_at.setdefault(model.name, now)
             if now >= self._not_before.get(model.name, 0.0):
                 proving = threading.Event()
                 export = tr.Export()
@@ -221,8 +225,15 @@ class ServingController:
         error = rolling.future.exception()
         if error is None:
             failpoint("serving.after_rollout")
-            self._book.rolled_out(rolling.name, rolling.future.result(), now)
+            result = rolling.future.result()
+            outcome = "passed" if result.proof.model.passed else "refused"
+            self._telemetry.metrics.contract_tests.labels(outcome).inc()
+            self._book.rolled_out(rolling.name, result, now)
+            began = self._found_at.pop(rolling.name)
+            if result.proof.model.passed:
+                self._telemetry.metrics.rollout_seconds.observe(self._clock.monotonic() - began)
         elif isinstance(error, Poison):
+            del self._found_at[rolling.name]
             self._book.refuse(rolling.name, str(error), error.remedy, now)
         elif isinstance(error, Transient):
             self._telemetry.log.warning("rollout is tried again", model=rolling.name, error=str(error))
@@ -242,6 +253,7 @@ class ServingController:
         changed = {key: self._book.record(key) for key in keys}
         self._writer.put_all(changed)
         self._book.dirty.clear()
+        self._count()
         for key, record in changed.items():
             known = self._shown.get(key)
             self._show(key, record)
@@ -249,6 +261,11 @@ class ServingController:
                 value = record.SerializeToString()
                 failpoint("serving.before_notice")
                 self._notify(topics.MODELS_DEPLOYED, key.partition("/")[2], value)
+
+    def _count(self) -> None:
+        states = Counter(sv.ModelState.Name(model.state) for model in self._book.models.values())
+        for state, _ in sv.ModelState.items():
+            self._telemetry.metrics.models.labels(state.removeprefix("MODEL_STATE_").lower()).set(states[state])
 
     def _notify(self, topic: topics.Topic, key: str, value: bytes) -> None:
         assert self._producer is not None

@@ -7,6 +7,7 @@ nothing. What it starts follows from the difference between jobs and runs, so a 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -79,6 +80,7 @@ class TrainingController:
         self._book.restore(self._writer.open())
         for key, record in self._writer.latest.items():
             self._show(key, record)
+        self._count()
         self._producer = self._broker.producer()
         self._aside = SetAside(self._broker, topics.TRAINING_REQUESTS, _SOURCE, self._telemetry, self._clock)
         self._reader = self._broker.reader([topics.TRAINING_REQUESTS.name, topics.TRAINING_EVENTS.name])
@@ -171,6 +173,8 @@ class TrainingController:
             run.tokens_per_second = payload.get("tokens_per_second") or 0.0
             run.eta_seconds = payload.get("eta_s") or 0.0
             run.tokens = payload.get("tokens") or run.tokens
+            self._telemetry.metrics.train_steps.inc()
+            self._telemetry.metrics.train_loss.labels(run.run).set(run.loss)
             self._move(run, tr.RUN_STATE_EXPORTING if run.step == run.max_steps else tr.RUN_STATE_RUNNING)
         with self._changed:
             self._changed.notify_all()
@@ -319,6 +323,7 @@ class TrainingController:
         if not due:
             return
         self._writer.put_all(due)
+        self._count()
         for key, record in due.items():
             known = self._shown.get(key)
             if known is None or _state(known) != _state(record):
@@ -326,6 +331,16 @@ class TrainingController:
             self._written_at[key] = now
             self._book.dirty.discard(key)
             self._show(key, record)
+
+    def _count(self) -> None:
+        """Gauges of jobs and runs by state, in their proto names without the prefix."""
+        metrics = self._telemetry.metrics
+        jobs = Counter(tr.JobState.Name(job.state) for job in self._book.jobs.values())
+        runs = Counter(tr.RunState.Name(run.state) for run in self._book.runs.values())
+        for name, _ in tr.JobState.items():
+            metrics.jobs.labels(name.removeprefix("JOB_STATE_").lower()).set(jobs[name])
+        for name, _ in tr.RunState.items():
+            metrics.runs.labels(name.removeprefix("RUN_STATE_").lower()).set(runs[name])
 
     def _announce(self, record: tr.TrainingRecord) -> None:
         if record.WhichOneof("record") == "run":

@@ -12,6 +12,7 @@ from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.serving.contract import Proof
 from shortstack.streams import topics
 
+OUTCOMES = ("passed", "refused")
 SERVED, LOADING = sv.MODEL_STATE_SERVED, sv.MODEL_STATE_LOADING
 
 
@@ -63,6 +64,11 @@ def test_a_model_that_is_refused_never_takes_traffic(world: World) -> None:
         snapshot = running.settle(bad, sv.MODEL_STATE_REFUSED)
         running.until(lambda: world.rollout.held == {"a" * 64})
         assert running.weights("faq@prod") == {good: 100}
+        counted = [
+            running.registry.get_sample_value("shortstack_contract_tests_total", {"outcome": o}) for o in OUTCOMES
+        ]
+        assert counted == [1, 1]
+        assert running.registry.get_sample_value("shortstack_models", {"state": "refused"}) == 1
     assert snapshot.message.startswith("contract test: token 1 is 5")
     assert not snapshot.HasField("endpoint")
     assert served_events(world, bad) == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from prometheus_client import CollectorRegistry
 
 from shortstack.core.clock import FakeClock
 from shortstack.core.errors import ShortstackError
@@ -73,6 +74,7 @@ class Running:
     training: StateReader[tr.TrainingRecord]
     writes: Callable[[], int]
     clock: FakeClock
+    registry: CollectorRegistry
     seen: int = -1
 
     def turn(self, times: int = 1) -> None:
@@ -136,7 +138,7 @@ class World:
             )
             controller.open()
             stack.callback(controller.close)
-            yield Running(controller, training, lambda: self.writes, self.clock)
+            yield Running(controller, training, lambda: self.writes, self.clock, telemetry.metrics.registry)
 
     def trained(self, job: str, letter: str, *, alias: str | None = None, **more: Any) -> str:
         """A run has succeeded for a job that wishes it served; the model's name. Later calls are newer requests."""

@@ -26,6 +26,10 @@ def launched(world: World) -> list[tuple[str, int]]:
     return [(order.run, order.attempt) for order in world.launcher.orders]
 
 
+def sample(name: str, running: Running, **labels: str) -> float | None:
+    return running.registry.get_sample_value(name, labels)
+
+
 def train(world: World, running: Running, attempt: int = 1) -> None:
     """Lets the newest attempt succeed."""
     running.until(lambda _: len(world.launcher.orders) >= attempt)
@@ -46,6 +50,8 @@ def test_a_ready_dataset_with_a_wish_is_trained_exactly_once(world: World) -> No
         assert order.plan["config"]["lora_r"] == 4
         assert order.plan["base_model"]["path"] == str((world.folder / BASE).resolve())
         assert running.run().export.digest == "a" * 64
+        assert sample("shortstack_jobs", running, state="succeeded") == 1
+        assert sample("shortstack_runs", running, state="succeeded") == 1
         assert len(world.messages(topics.MODELS_READY)) == 1
 
 
@@ -304,6 +310,7 @@ def test_events_of_the_attempt_move_its_run(world: World) -> None:
         step = next(step for step in job.steps if step.name == "train")
         assert (step.message, step.done, step.total, step.unit) == ("loss 1.250", 3, 10, "steps")
         assert [event.seq for event in running.controller.events.of([run])] == [1, 2, 9]
+        assert sample("shortstack_train_loss", running, run=run) == 1.25
 
 
 def test_what_is_no_request_is_set_aside_once_and_the_next_flows(world: World) -> None:

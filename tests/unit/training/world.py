@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 from google.protobuf.message import Message as ProtoMessage
+from prometheus_client import CollectorRegistry
 
 from shortstack.core.clock import FakeClock
 from shortstack.core.telemetry import Telemetry
@@ -40,6 +41,7 @@ class Running:
     datasets: StateReader[ds.DatasetSnapshot]
     models: StateReader[sv.ModelRecord]
     writes: Callable[[], int]
+    registry: CollectorRegistry
     seen: int = -1
 
     def turn(self, times: int = 1) -> None:
@@ -119,7 +121,7 @@ class World:
             )
             controller.open()
             stack.callback(controller.close)
-            yield Running(controller, datasets, models, lambda: self.writes)
+            yield Running(controller, datasets, models, lambda: self.writes, telemetry.metrics.registry)
 
     def send(self, topic: topics.Topic, key: str, message: ProtoMessage | dict[str, Any] | bytes) -> None:
         """Appends a message, a second after the one before."""
