@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +24,7 @@ import xxhash
 from shortstack.assembly.plan import AssembledVersion, AssemblyPlan, MixIn, Segment
 from shortstack.core.digest import canonical_json, file_sha256, sha256_hex
 from shortstack.core.errors import Fatal
+from shortstack.core.lifecycle import run_service
 from shortstack.records.schema import RECORD_SCHEMA, SEGMENT_SCHEMA, read_table
 from shortstack.storage.blobs import BlobStore
 
@@ -40,12 +41,13 @@ _MAX_DUPLICATES_LISTED = 100_000
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """A record that goes into the version, by where its text stands."""
+    """A record that goes into the version, by where its text stands; ``size`` is its table's mean, in bytes."""
 
     record: str
     digest: str
     table: int
     row: int
+    size: int
     repeat: int = 0
 
 
@@ -97,6 +99,7 @@ def _select(plan: AssemblyPlan, tables: _Tables) -> _Selection:
     for number, segment in enumerate(plan.segments):
         table = tables.read(number)
         kept = pc.equal(table["verdict"], "kept").to_pylist()
+        size = _mean_bytes(table)
         digests, seqs = table["digest"].to_pylist(), table["seq"].to_pylist()
         for row, keep in enumerate(kept):
             if not keep:
@@ -108,8 +111,12 @@ def _select(plan: AssemblyPlan, tables: _Tables) -> _Selection:
                 if earlier is not record:
                     selection.duplicates.append((record, earlier))
                     continue
-            selection.chosen.append(_Chosen(record, digests[row], number, row))
+            selection.chosen.append(_Chosen(record, digests[row], number, row, size))
     return selection
+
+
+def _mean_bytes(table: pa.Table) -> int:
+    return int(table.nbytes) // max(1, len(table))
 
 
 def _mixed_in(plan: AssemblyPlan, blobs: BlobStore, tables: _Tables) -> list[_Chosen]:
@@ -120,11 +127,13 @@ def _mixed_in(plan: AssemblyPlan, blobs: BlobStore, tables: _Tables) -> list[_Ch
         for shard in manifest["splits"]["train"]["shards"]:
             number = tables.add_shard(shard["key"], shard["sha256"])
             table = tables.read(number)
+            size = _mean_bytes(table)
             pairs = zip(table["record"].to_pylist(), table["digest"].to_pylist(), strict=True)
             for row, (name, digest) in enumerate(pairs):
                 record = f"{mix.dataset}@{mix.version[:12]}/{name}"
                 added.extend(
-                    _Chosen(record, digest, number, row, repeat) for repeat in range(_times(plan.seed, mix, record))
+                    _Chosen(record, digest, number, row, size, repeat)
+                    for repeat in range(_times(plan.seed, mix, record))
                 )
     return added
 
@@ -163,7 +172,7 @@ def _version(splits: dict[str, list[_Chosen]]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _rows(tables: _Tables, records: list[_Chosen]) -> pa.Table:
+def _rows(tables: _Tables, records: Sequence[_Chosen]) -> pa.Table:
     """The records' rows as one table of `SHARD_SCHEMA`, in their order; each table is read once."""
     by_table: dict[int, list[int]] = {}
     for place, record in enumerate(records):
@@ -180,17 +189,29 @@ def _rows(tables: _Tables, records: list[_Chosen]) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SHARD_SCHEMA)
 
 
+def _parts(plan: AssemblyPlan, records: Sequence[_Chosen]) -> Iterator[Sequence[_Chosen]]:
+    """The records shard by shard: of ``shard_records``, or fewer where these would hold more than ``shard_bytes``."""
+    start = held = 0
+    for place, record in enumerate(records):
+        if place > start and (place - start >= plan.shard_records or held + record.size > plan.shard_bytes):
+            yield records[start:place]
+            start, held = place, 0
+        held += record.size
+    if start < len(records):
+        yield records[start:]
+
+
 def _shards(
     plan: AssemblyPlan, blobs: BlobStore, tables: _Tables, prefix: str, split: str, records: list[_Chosen]
 ) -> Iterator[dict[str, Any]]:
     with TemporaryDirectory() as folder:
-        for number, start in enumerate(range(0, len(records), plan.shard_records)):
-            part = records[start : start + plan.shard_records]
+        for number, part in enumerate(_parts(plan, records)):
             path = Path(folder) / f"{split}-{number:05d}.parquet"
             pq.write_table(_rows(tables, part), path, compression="zstd", row_group_size=5_000)
-            key = f"{prefix}/{path.name}"
+            sha256 = file_sha256(path)
+            key = f"{prefix}/{path.stem}-{sha256[:16]}.parquet"
             blobs.put_file(key, path)
-            yield {"key": key, "sha256": file_sha256(path), "bytes": path.stat().st_size, "records": len(part)}
+            yield {"key": key, "sha256": sha256, "bytes": path.stat().st_size, "records": len(part)}
             path.unlink()
 
 
@@ -211,12 +232,11 @@ def assemble(plan: AssemblyPlan, blobs: BlobStore) -> AssembledVersion:
         name: {"records": len(records), "shards": list(_shards(plan, blobs, tables, prefix, name, records))}
         for name, records in splits.items()
     }
-    duplicates = f"{prefix}/duplicates.json"
-    blobs.put(duplicates, canonical_json(selection.duplicates[:_MAX_DUPLICATES_LISTED]))
+    listed = canonical_json(selection.duplicates[:_MAX_DUPLICATES_LISTED])
     result = AssembledVersion(
         version=version,
-        manifest=f"{prefix}/manifest.json",
-        duplicates_object=duplicates,
+        manifest="",
+        duplicates_object=_put_named(blobs, f"{prefix}/duplicates", listed),
         kept=selection.kept,
         chosen=len(selection.chosen),
         duplicates=len(selection.duplicates),
@@ -225,8 +245,15 @@ def assemble(plan: AssemblyPlan, blobs: BlobStore) -> AssembledVersion:
         train=len(splits["train"]),
         validation=len(splits["validation"]),
     )
-    blobs.put(result.manifest, _manifest(plan, result, written))
-    return result
+    return replace(result, manifest=_put_named(blobs, f"{prefix}/manifest", _manifest(plan, result, written)))
+
+
+def _put_named(blobs: BlobStore, name: str, data: bytes) -> str:
+    """Stores JSON under a key with its digest. A version says what it holds, not how: another attempt, or a newer
+    Parquet writer, makes the same version of other bytes, and objects never change."""
+    key = f"{name}-{sha256_hex(data)[:16]}.json"
+    blobs.put(key, data)
+    return key
 
 
 def _manifest(plan: AssemblyPlan, result: AssembledVersion, written: dict[str, Any]) -> bytes:
@@ -246,11 +273,11 @@ def _manifest(plan: AssemblyPlan, result: AssembledVersion, written: dict[str, A
 
 
 def main() -> int:
-    """Standard input to standard output; an error goes to standard error and exits 1."""
+    """Standard input to standard output; an error goes to standard error as one line, its kind is the exit code."""
     plan = AssemblyPlan.from_json(sys.stdin.buffer.read())
     sys.stdout.buffer.write(assemble(plan, BlobStore.open(plan.storage_url)).to_json())
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_service(main))

@@ -7,22 +7,24 @@ the beginning changes nothing.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC
-from typing import Any, Final, Protocol
+from typing import Final
 
-import orjson
+from google.protobuf.message import DecodeError
 
+from shortstack.assembly.child import Assembler
+from shortstack.assembly.commands import parse_command
 from shortstack.assembly.config import AssemblyConfig
 from shortstack.assembly.datasets import Dataset, Datasets
-from shortstack.assembly.plan import AssembledVersion, AssemblyPlan, MixIn, Segment
+from shortstack.assembly.plan import AssembledVersion, AssemblyPlan
+from shortstack.assembly.planning import mix_of, plan_of, publication_prefix
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Poison, Transient
+from shortstack.core.errors import NotFound, Poison, ShortstackError, Transient
 from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1.dataset_pb2 import (
@@ -38,55 +40,16 @@ from shortstack.messages.v1.dataset_pb2 import (
 from shortstack.storage.blobs import BlobStore
 from shortstack.streams import topics
 from shortstack.streams.broker import Broker, Delivery, Producer, Reader
-from shortstack.streams.envelope import outbound
+from shortstack.streams.decoding import UNREADABLE
+from shortstack.streams.envelope import header, outbound
+from shortstack.streams.set_aside import SetAside
 from shortstack.streams.state import StateWriter
 
-__all__ = ["Assembler", "ChildAssembler", "DatasetController", "publication_prefix"]
+__all__ = ["DatasetController"]
 
 _SOURCE: Final = "assembly"
-
-
-def publication_prefix(snapshot: DatasetSnapshot) -> str:
-    """Object prefix of a publication; all its record text stands below."""
-    publication = snapshot.publication
-    return f"publications/{publication.owner}/{publication.publication}"
-
-
-class Assembler(Protocol):
-    """Makes a version from a plan."""
-
-    def __call__(self, plan: AssemblyPlan) -> AssembledVersion:
-        """Blocks until the version is there.
-
-        Raises:
-            Transient: the attempt broke off; the same plan may be tried again.
-        """
-        ...
-
-
-class ChildAssembler:
-    """Runs `shortstack.assembly.assemble` in a process of its own, so that its memory is its own."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-
-    def __call__(self, plan: AssemblyPlan) -> AssembledVersion:
-        """See `Assembler`."""
-        command = [sys.executable, "-m", "shortstack.assembly.assemble"]
-        try:
-            done = subprocess.run(
-                command, input=plan.to_json(), capture_output=True, timeout=self._timeout_s, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise Transient(f"assembling took longer than {self._timeout_s:.0f} s", where=plan.prefix) from error
-        if done.returncode != 0:
-            words = done.stderr.decode(errors="replace").strip().splitlines()
-            raise Transient(
-                f"the assembling process ended with {done.returncode}: {words[-1] if words else 'no message'}",
-                where=plan.prefix,
-                remedy="It is tried again; see the log of assembly if it goes on.",
-            )
-        return AssembledVersion.from_json(done.stdout)
+_TRIES: Final = 5
+"""Failures of an assembly, beside those of an object store that is away, after which the dataset fails."""
 
 
 class DatasetController:
@@ -116,6 +79,13 @@ class DatasetController:
         self._snapshots: dict[str, DatasetSnapshot] = {}
         self._reader: Reader | None = None
         self._producer: Producer | None = None
+        self._failures: dict[str, int] = {}
+        self._aside: dict[str, SetAside] = {}
+        self._readers: dict[str, Callable[[bytes], None]] = {
+            topics.DATASETS_PUBLICATIONS.name: self._publication_event,
+            topics.RECORDS_FORMATTED.name: self._entry,
+            topics.DATASETS_COMMANDS.name: self._command,
+        }
 
     # Turning.
 
@@ -127,9 +97,9 @@ class DatasetController:
         for publication, dataset in self._datasets.by_publication.items():
             self._show(publication, dataset.snapshot)
         self._producer = self._broker.producer()
-        self._reader = self._broker.reader(
-            [t.name for t in (topics.DATASETS_PUBLICATIONS, topics.RECORDS_FORMATTED, topics.DATASETS_COMMANDS)]
-        )
+        for name in self._readers:
+            self._aside[name] = SetAside(self._broker, topics.TOPICS[name], _SOURCE, self._telemetry, self._clock)
+        self._reader = self._broker.reader(list(self._readers))
         while not self._reader.caught_up():
             self._read(self._reader)
 
@@ -144,10 +114,12 @@ class DatasetController:
         """Children under way end with the process or go on to no harm: what they write is named by its content."""
         if self._reader is not None:
             self._reader.close()
-        if self._producer is not None:
-            self._producer.close(self._config.shutdown_grace_s / 4)
+        for sending in (self._producer, *self._aside.values()):
+            if sending is not None:
+                sending.close(self._config.shutdown_grace_s / 4)
         self._writer.close()
         self._reader = self._producer = None
+        self._aside = {}
 
     def _read(self, reader: Reader) -> None:
         for delivery in reader.poll(0.1):
@@ -161,16 +133,14 @@ class DatasetController:
             return dict(self._snapshots)
 
     def segments(self, publication: str) -> list[BatchEntry]:
-        """Ledger entries of a publication by source and place; empty once topics have forgotten them."""
+        """Ledger entries of a publication by source and place; none of one that is ready, whose manifest has them."""
         dataset = self._datasets.by_publication.get(publication)
         return dataset.ledger.entries() if dataset else []
 
     def announcements(self, publication: str) -> list[str]:
         """Objects that list a publication's malformed items."""
         dataset = self._datasets.by_publication.get(publication)
-        if dataset is None:
-            return []
-        return [a.rejected_object for a in dataset.ledger.announced.values() if a.rejected_object]
+        return dataset.ledger.malformed_objects() if dataset else []
 
     def wait_for(self, met: Callable[[dict[str, DatasetSnapshot]], bool], timeout_s: float) -> bool:
         """Waits until the snapshots meet a condition."""
@@ -180,50 +150,77 @@ class DatasetController:
     # Reading.
 
     def _take(self, delivery: Delivery) -> None:
-        now = self._clock.monotonic()
+        """One message; what cannot be understood is set aside, so that the next one flows."""
+        topic = delivery.partition.topic
         try:
-            match delivery.partition.topic:
-                case topics.DATASETS_PUBLICATIONS.name:
-                    event = PublicationEvent.FromString(delivery.value or b"")
-                    self._datasets.apply(event, now, self._clock.now())
-                case topics.RECORDS_FORMATTED.name:
-                    self._datasets.enter(BatchEntry.FromString(delivery.value or b""), now)
-                case _:
-                    self._command(orjson.loads(delivery.value or b"{}"))
-        except (Poison, ValueError, KeyError, TypeError) as error:
-            self._telemetry.log.error("message set aside", place=delivery.place, error=str(error))
+            unreadable = header(delivery, UNREADABLE)
+            if unreadable is not None:
+                raise Poison(unreadable, where=delivery.place)
+            self._readers[topic](delivery.value or b"")
+        except (Poison, DecodeError) as error:
+            self._aside[topic].put(delivery, error)
 
-    def _command(self, command: dict[str, Any]) -> None:
-        dataset = self._datasets.by_publication.get(command["publication"])
-        if dataset is None or dataset.ledger.publication.attempt != command["attempt"]:
-            return
-        if command["kind"] == "accept" and not dataset.snapshot.accepted_by_operator:
-            dataset.snapshot.accepted_by_operator = True
-            dataset.dirty = True
-        elif command["kind"] == "delete" and dataset.snapshot.state != DATASET_STATE_DELETED:
-            dataset.settle(DATASET_STATE_DELETED, f"deleted at {command['at']}")
+    def _publication_event(self, value: bytes) -> None:
+        event = PublicationEvent.FromString(value)
+        if event.WhichOneof("event") is None:
+            raise Poison("a publication event without content", remedy="Only ingestion writes this topic.")
+        self._datasets.apply(event, self._clock.monotonic())
+
+    def _entry(self, value: bytes) -> None:
+        entry = BatchEntry.FromString(value)
+        if not entry.publication:
+            raise Poison("a ledger entry of no publication", remedy="Only formatting writes this topic.")
+        self._datasets.enter(entry, self._clock.monotonic())
+
+    def _command(self, value: bytes) -> None:
+        self._datasets.command(parse_command(value), self._clock.monotonic())
+
+    # Deciding.
 
     def _decide(self) -> None:
         now = self._clock.monotonic()
         for publication, dataset in self._datasets.by_publication.items():
-            if dataset.snapshot.state == DATASET_STATE_DELETED and dataset.dirty:
-                self._write(publication, dataset)
-                self._blobs.delete_prefix(publication_prefix(dataset.snapshot))
+            busy = publication in self._running
+            if dataset.snapshot.state == DATASET_STATE_DELETED:
+                if not busy:  # a child under way would write after the text is gone
+                    self._erase(publication, dataset)
                 continue
-            if not dataset.final and publication not in self._running and now >= self._not_before.get(publication, 0):
+            if not dataset.final and not busy and now >= self._not_before.get(publication, 0):
+                self._fix_mix(dataset)
                 ruling = self._datasets.judge(dataset)
                 if ruling is not None and self._datasets.rule(dataset, ruling):
                     self._launch(publication, dataset)
                 self._datasets.stall(dataset, now, self._config.assembly_stalled_after_s)
             self._write_if_due(publication, dataset, now)
 
+    def _erase(self, publication: str, dataset: Dataset) -> None:
+        """Drops the text first, then says so: whoever dies between the two finds it still to be done."""
+        if dataset.dirty:
+            self._blobs.delete_prefix(publication_prefix(dataset.snapshot))
+            self._write(publication, dataset)
+        while dataset.late:  # formatting was not done with it
+            self._blobs.delete_prefix(dataset.late[-1])
+            dataset.late.pop()
+
+    def _fix_mix(self, dataset: Dataset) -> None:
+        """Fixes what is mixed in as soon as it is there, at acceptance if it can be, and never again."""
+        if dataset.snapshot.mix:
+            return
+        with suppress(NotFound):  # asked again later; `_launch` is where it has to be there
+            dataset.snapshot.mix.extend(mix_of(dataset.ledger.publication, self._snapshots.values()))
+            dataset.dirty = dataset.dirty or bool(dataset.snapshot.mix)
+
     def _launch(self, publication: str, dataset: Dataset) -> None:
         try:
-            plan = self._plan(dataset)
+            if not dataset.snapshot.mix:
+                dataset.snapshot.mix.extend(mix_of(dataset.ledger.publication, self._snapshots.values()))
+            if dataset.snapshot.mix:
+                self._write(publication, dataset)  # fixed before anything is made of it
         except Poison as error:
             dataset.assembling = False
-            dataset.settle(DATASET_STATE_FAILED, str(error), error.remedy, "cannot_assemble")
+            dataset.settle(DATASET_STATE_FAILED, error.what, error.remedy, "cannot_assemble")
             return
+        plan = plan_of(dataset, self._config.storage_url)
         attempt = dataset.ledger.publication.attempt
         self._running[publication] = (attempt, self._pool.submit(self._assemble, plan))
 
@@ -242,62 +239,28 @@ class DatasetController:
                 continue
             error = future.exception()
             if error is None:
+                self._failures.pop(publication, None)
                 version = future.result()
-                failpoint("assembly.before_snapshot")
                 dataset.finish(version)
                 for fate in ("chosen", "duplicates", "mixed_in"):
                     self._telemetry.metrics.assembled_records.labels(fate).inc(getattr(version, fate))
             else:
-                self._telemetry.log.error("assembling broke off", publication=publication, error=str(error))
-                dataset.settle(DATASET_STATE_ASSEMBLING, str(error), "It is tried again.", "retrying")
-                self._not_before[publication] = self._clock.monotonic() + self._RETRY_S
+                self._broke_off(publication, dataset, error)
 
-    def _plan(self, dataset: Dataset) -> AssemblyPlan:
-        publication, snapshot = dataset.ledger.publication, dataset.snapshot
-        recipe = orjson.loads(publication.recipe_json)
-        head = {
-            "owner": publication.owner,
-            "dataset": publication.dataset,
-            "publication": publication.publication,
-            "attempt": publication.attempt,
-            "counts": {name: getattr(snapshot.counts, name) for name in ("items", "malformed", "rejected", "failed")},
-            "reasons": [{"step": r.step, "reason": r.reason, "records": r.records} for r in snapshot.reasons],
-            "license": publication.license,
-            "prompt_format": publication.prompt_format,
-            "recipe": recipe,
-            "recipe_digest": publication.recipe_digest,
-            "sources": [
-                {"uri": s.uri, "revision": s.revision, "object": s.object, "sha256": s.sha256, "bytes": s.bytes}
-                for s in publication.sources
-            ],
-            "malformed_objects": [a.rejected_object for a in dataset.ledger.announced.values() if a.rejected_object],
-        }
-        return AssemblyPlan(
-            storage_url=self._config.storage_url,
-            prefix=publication_prefix(snapshot),
-            segments=[Segment(e.segment, e.sha256, e.source) for e in dataset.ledger.entries() if e.segment],
-            deduplicate=recipe.get("deduplicate", "exact"),
-            order=recipe.get("order", "shuffle"),
-            seed=int(recipe.get("seed", 42)),
-            validation=float(recipe.get("validation") or 0),
-            mix=[self._mix_in(publication.owner, entry) for entry in recipe.get("mix") or ()],
-            head=head,
-        )
-
-    def _mix_in(self, owner: str, entry: dict[str, Any]) -> MixIn:
-        wanted = entry["dataset"]
-        ready = [
-            s
-            for s in self._snapshots.values()
-            if s.publication.owner == owner and s.publication.dataset == wanted and s.state == DATASET_STATE_READY
-        ]
-        if not ready:
-            raise Poison(
-                f'mix names dataset "{wanted}", which is not ready',
-                remedy="Publish it first, or accept it if it is held; then publish this one again.",
-            )
-        newest = max(ready, key=lambda s: s.publication.accepted_at.ToDatetime(tzinfo=UTC))
-        return MixIn(wanted, newest.version, newest.manifest, float(entry.get("factor", 1.0)))
+    def _broke_off(self, publication: str, dataset: Dataset, error: BaseException) -> None:
+        """Waits for what is away; tries anything else a few times; gives up on bad input at once."""
+        self._telemetry.log.error("assembling broke off", publication=publication, error=str(error))
+        failures = self._failures.get(publication, 0) + (not isinstance(error, Transient))
+        self._failures[publication] = failures
+        if isinstance(error, Poison) or failures >= _TRIES:
+            what, remedy = (error.what, error.remedy) if isinstance(error, ShortstackError) else (str(error), "")
+            name = dataset.snapshot.publication.dataset
+            remedy = remedy or f"Read its sources again: shortstack datasets retry {name}"
+            dataset.settle(DATASET_STATE_FAILED, what, remedy, "cannot_assemble")
+            del self._failures[publication]
+            return
+        dataset.settle(DATASET_STATE_ASSEMBLING, str(error), "It is tried again.", "retrying")
+        self._not_before[publication] = self._clock.monotonic() + self._RETRY_S * 2 ** max(0, failures - 1)
 
     # Writing.
 
@@ -314,6 +277,7 @@ class DatasetController:
         known = self._snapshots.get(publication)
         self._writer.put(publication, dataset.snapshot)
         dataset.dirty = False
+        dataset.forget()
         self._written_at[publication] = self._clock.monotonic()
         self._notify(dataset.snapshot, topics.DATASETS_EVENTS)
         became_ready = known is None or known.state != DATASET_STATE_READY

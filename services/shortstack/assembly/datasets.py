@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final
 
 import orjson
 
+from shortstack.assembly.commands import DatasetCommand
 from shortstack.assembly.gates import Gates, Ruling
 from shortstack.assembly.ledger import PublicationLedger
 from shortstack.assembly.plan import AssembledVersion
@@ -42,15 +42,26 @@ FINAL: Final = frozenset({DATASET_STATE_READY, DATASET_STATE_FAILED, DATASET_STA
 _MAX_GAPS_NAMED: Final = 5
 
 
+_Early = PublicationEvent | BatchEntry | DatasetCommand
+
+
 @dataclass(slots=True)
 class Dataset:
-    """One publication as the controller sees it."""
+    """One publication as the controller sees it.
+
+    Attributes:
+        touched: when something last came in, on the controller's monotonic clock.
+        assembling: a child is at work on it.
+        dirty: the snapshot differs from what the state topic holds.
+        late: objects with text that came after its deletion, to be dropped.
+    """
 
     snapshot: DatasetSnapshot
     ledger: PublicationLedger
     touched: float
     assembling: bool = False
     dirty: bool = True
+    late: list[str] = field(default_factory=list)
 
     @property
     def final(self) -> bool:
@@ -62,6 +73,16 @@ class Dataset:
         self.snapshot.state = state
         self.snapshot.message, self.snapshot.remedy, self.snapshot.code = message, remedy, code
         self.dirty = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether its ledger is of no more use: the manifest has it all, or nothing may be left of it."""
+        return self.snapshot.state in (DATASET_STATE_READY, DATASET_STATE_DELETED)
+
+    def forget(self) -> None:
+        """Lets a ledger go that is of no more use; a service runs for years."""
+        if self.closed:
+            self.ledger = PublicationLedger(self.ledger.publication)
 
     def count(self) -> None:
         """Writes the ledger's sums into the snapshot."""
@@ -90,8 +111,8 @@ class Datasets:
     """All publications by id, from stored snapshots and what the topics say."""
 
     by_publication: dict[str, Dataset] = field(default_factory=dict)
-    # Entries and announcements that were read before the publication's acceptance: topics have no common order.
-    _early: dict[str, list[PublicationEvent | BatchEntry]] = field(default_factory=dict)
+    # What was read before its publication's acceptance, by publication and attempt: topics have no common order.
+    _early: dict[str, dict[int, list[_Early]]] = field(default_factory=dict)
 
     def restore(self, snapshots: Iterable[DatasetSnapshot], now: float) -> None:
         """Takes what the state topic holds; ledgers of unfinished ones are built anew from the other topics."""
@@ -99,11 +120,11 @@ class Datasets:
             dataset = Dataset(snapshot, PublicationLedger(snapshot.publication), now, dirty=False)
             self.by_publication[snapshot.publication.publication] = dataset
 
-    def apply(self, event: PublicationEvent, now: float, at: datetime) -> None:
+    def apply(self, event: PublicationEvent, now: float) -> None:
         """Takes one event of ``datasets.publications``."""
         match event.WhichOneof("event"):
             case "accepted":
-                self._accept(event.accepted, now, at)
+                self._accept(event.accepted, now)
             case "announced":
                 self._announce(event, now)
             case "failed":
@@ -114,6 +135,8 @@ class Datasets:
         dataset = self._of_attempt(entry.publication, entry.attempt)
         if dataset is None:
             self._keep_early(entry.publication, entry.attempt, entry)
+        elif dataset.closed:
+            self._come_late(dataset, entry.segment)
         elif dataset.ledger.enter(entry) and not dataset.final:
             self._moved(dataset, now)
 
@@ -122,6 +145,8 @@ class Datasets:
         dataset = self._of_attempt(announced.publication, announced.attempt)
         if dataset is None:
             self._keep_early(announced.publication, announced.attempt, event)
+        elif dataset.closed:
+            self._come_late(dataset, announced.rejected_object)
         elif dataset.ledger.announce(announced) and not dataset.final:
             self._moved(dataset, now)
 
@@ -138,12 +163,28 @@ class Datasets:
             return None
         return dataset
 
-    def _keep_early(self, publication: str, attempt: int, what: PublicationEvent | BatchEntry) -> None:
+    def command(self, command: DatasetCommand, now: float) -> None:
+        """Does what an operator asks, if it is about the attempt that is known."""
+        dataset = self._of_attempt(command.publication, command.attempt)
+        if dataset is None:
+            self._keep_early(command.publication, command.attempt, command)
+        elif command.kind == "accept" and not dataset.snapshot.accepted_by_operator and not dataset.final:
+            dataset.snapshot.accepted_by_operator = dataset.dirty = True
+        elif command.kind == "delete" and dataset.snapshot.state != DATASET_STATE_DELETED:
+            dataset.settle(DATASET_STATE_DELETED, f"deleted at {command.at}")
+
+    @staticmethod
+    def _come_late(dataset: Dataset, key: str) -> None:
+        """Text of a deleted dataset that was still under way; of a ready one it is what is there already."""
+        if key and dataset.snapshot.state == DATASET_STATE_DELETED:
+            dataset.late.append(key)
+
+    def _keep_early(self, publication: str, attempt: int, what: _Early) -> None:
         known = self.by_publication.get(publication)
         if known is None or known.ledger.publication.attempt < attempt:
-            self._early.setdefault(f"{publication}.{attempt}", []).append(what)
+            self._early.setdefault(publication, {}).setdefault(attempt, []).append(what)
 
-    def _accept(self, publication: Publication, now: float, at: datetime) -> None:
+    def _accept(self, publication: Publication, now: float) -> None:
         known = self.by_publication.get(publication.publication)
         if known is None or known.ledger.publication.attempt < publication.attempt:
             snapshot = DatasetSnapshot(publication=publication, state=DATASET_STATE_ACCEPTED)
@@ -151,16 +192,23 @@ class Datasets:
                 snapshot.wishes.extend(known.snapshot.wishes)
             known = Dataset(snapshot, PublicationLedger(publication), now)
             self.by_publication[publication.publication] = known
-            self._catch_up(publication, now, at)
+            self._catch_up(publication, now)
         if known.ledger.publication.attempt == publication.attempt:
             self._wish(known, publication)
 
-    def _catch_up(self, publication: Publication, now: float, at: datetime) -> None:
-        for early in self._early.pop(f"{publication.publication}.{publication.attempt}", ()):
-            if isinstance(early, BatchEntry):
-                self.enter(early, now)
+    def _catch_up(self, publication: Publication, now: float) -> None:
+        """Takes what came early for this attempt; what came for older ones is void."""
+        early = self._early.pop(publication.publication, {})
+        later = {attempt: kept for attempt, kept in early.items() if attempt > publication.attempt}
+        if later:
+            self._early[publication.publication] = later
+        for one in early.get(publication.attempt, ()):
+            if isinstance(one, BatchEntry):
+                self.enter(one, now)
+            elif isinstance(one, DatasetCommand):
+                self.command(one, now)
             else:
-                self.apply(early, now, at)
+                self.apply(one, now)
 
     @staticmethod
     def _wish(dataset: Dataset, publication: Publication) -> None:

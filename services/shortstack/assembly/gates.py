@@ -85,6 +85,8 @@ class Gates:
         if ledger.totals.malformed:
             sample = next((s for a in ledger.announced.values() for s in a.samples), "")
             reasons.append(f"{ledger.totals.malformed} malformed" + (f" ({sample})" if sample else ""))
+        if ledger.totals.errors:
+            reasons.append(f"first error: {ledger.totals.errors[0]}")
         return "; ".join(reasons) or "the sources hold no records"
 
     @classmethod

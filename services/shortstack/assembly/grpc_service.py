@@ -77,7 +77,7 @@ class AssemblyServicer(AssemblyServiceServicer):
             )
         segments = [(e.segment, e.source) for e in self._controller.segments(publication) if e.segment]
         malformed = self._controller.announcements(publication)
-        if not segments and snapshot.manifest:
+        if snapshot.state == DATASET_STATE_READY:
             manifest = orjson.loads(self._blobs.get(snapshot.manifest))
             segments = [(s["key"], s["source"]) for s in manifest["segments"]]
             malformed = manifest.get("malformed_objects", [])

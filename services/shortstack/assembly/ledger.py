@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from shortstack.messages.v1.dataset_pb2 import BatchEntry, Publication, ReasonCount, SourceAnnounced
 
 __all__ = ["Gap", "PublicationLedger", "Totals"]
+
+_ERRORS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,7 +34,8 @@ class Gap:
 class Totals:
     """Sums over the sources and entries of one attempt; all are counts of items or records.
 
-    Laws: items = malformed + used; records = kept + rejected + failed once it tiles.
+    Laws: items = malformed + used; records = kept + rejected + failed once it tiles; the reasons' sum is rejected and
+    failed. ``errors`` are the first words about batches that failed whole; each names its place, so none is a reason.
     """
 
     items: int = 0
@@ -42,6 +46,7 @@ class Totals:
     rejected: int = 0
     failed: int = 0
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
 
     def reason_counts(self) -> list[ReasonCount]:
         """Reasons with the most frequent first."""
@@ -83,8 +88,8 @@ class PublicationLedger:
         totals.failed += entry.failed
         for reason in entry.reasons:
             totals.reasons[reason.step, reason.reason] += reason.records
-        if entry.error:
-            totals.reasons["formatting", entry.error] += entry.failed
+        if entry.error and len(totals.errors) < _ERRORS:
+            totals.errors.append(entry.error)
         return True
 
     @property
@@ -95,6 +100,11 @@ class PublicationLedger:
     def entries(self) -> list[BatchEntry]:
         """Entries by source and first record."""
         return [self._entries[key] for key in sorted(self._entries)]
+
+    def malformed_objects(self) -> list[str]:
+        """Objects that list the malformed items, by source."""
+        announced = dict(self.announced)  # asked by other threads too
+        return [announced[source].rejected_object for source in sorted(announced) if announced[source].rejected_object]
 
     def all_announced(self) -> bool:
         """Whether every source of the publication has been compiled to its end."""

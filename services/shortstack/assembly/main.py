@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack, closing
 
+from shortstack.assembly.child import ChildAssembler
 from shortstack.assembly.config import AssemblyConfig
-from shortstack.assembly.controller import ChildAssembler, DatasetController
+from shortstack.assembly.controller import DatasetController
 from shortstack.assembly.grpc_service import AssemblyServicer
 from shortstack.assembly.v1.assembly_pb2_grpc import add_AssemblyServiceServicer_to_server
 from shortstack.core.clock import SystemClock
@@ -30,7 +31,7 @@ def run() -> int:
         health = Health(config.liveness_s, clock)
         broker = stack.enter_context(closing(KafkaBroker.connect(config)))
         blobs = BlobStore.open(config.storage_url)
-        assembler = ChildAssembler(config.assembly_timeout_s)
+        assembler = stack.enter_context(closing(ChildAssembler(config.assembly_timeout_s)))
         controller = DatasetController(broker, blobs, assembler, config=config, telemetry=telemetry, clock=clock)
         loop = Loop("datasets", controller, health, telemetry, clock)
         training = StateReader(broker, topics.TRAINING_STATE, TrainingRecord)

@@ -43,6 +43,7 @@ class AssemblyPlan:
         prefix: object prefix of the publication.
         validation: 0 for none, below 1 a share, else a number of records.
         order: ``source`` keeps (source, seq); ``shuffle`` sorts by a hash of (seed, record).
+        shard_records, shard_bytes: a shard ends before it would hold more of either.
         head: what the manifest says beside splits and counts.
     """
 
@@ -55,6 +56,7 @@ class AssemblyPlan:
     validation: float = 0.0
     mix: Sequence[MixIn] = ()
     shard_records: int = 50_000
+    shard_bytes: int = 256 * 1024**2
     head: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> bytes:

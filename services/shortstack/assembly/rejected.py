@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -39,17 +40,21 @@ def rejected_records(
 
 def _malformed(blobs: BlobStore, key: str) -> Iterator[RejectedRecord]:
     source = int(key.rsplit("/", 1)[-1].split(".", maxsplit=1)[0])  # …/rejected/SOURCE.ATTEMPT.jsonl.zst
-    text = zstandard.ZstdDecompressor().decompressobj().decompress(blobs.get(key))
-    for line in text.splitlines():
-        item: dict[str, Any] = orjson.loads(line)
-        yield RejectedRecord(
-            source=source,
-            fate="malformed",
-            step="ingestion",
-            reason=item["reason"],
-            place=f"{item['file']} {item['place']}",
-            record_json=item["raw"],
-        )
+    # Line by line: a source of gigabytes may be malformed from one end to the other, and few lines are asked for.
+    with blobs.stream(key) as raw, zstandard.ZstdDecompressor().stream_reader(raw) as unpacked:
+        for line in io.BufferedReader(unpacked):
+            yield _malformed_record(source, orjson.loads(line))
+
+
+def _malformed_record(source: int, item: Mapping[str, Any]) -> RejectedRecord:
+    return RejectedRecord(
+        source=source,
+        fate="malformed",
+        step="ingestion",
+        reason=item["reason"],
+        place=f"{item['file']} {item['place']}",
+        record_json=item["raw"],
+    )
 
 
 def _refused(blobs: BlobStore, key: str, source: int, name: str) -> Iterator[RejectedRecord]:

@@ -96,3 +96,28 @@ def test_mixing_in_by_factor() -> None:
 
     assert sorted(answers_of(blobs, mixed.manifest)) == ["a", *"xxx", *"yyy"]
     assert (mixed.chosen, mixed.mixed_in, mixed.written) == (1, 6, 7)
+
+
+def test_another_attempt_makes_the_same_version_beside_the_first() -> None:
+    """Objects never change, and the second manifest is another than the first."""
+    blobs = MemoryBlobStore()
+    first = assemble(plan(blobs, [(0, 0, ["a", "b"])], head={"attempt": 1}), blobs)
+    second = assemble(plan(blobs, [(0, 0, ["a", "b"])], head={"attempt": 2}), blobs)
+
+    assert first.version == second.version
+    assert [orjson.loads(blobs.get(v.manifest))["attempt"] for v in (first, second)] == [1, 2]
+
+
+def test_a_shard_is_bounded_in_bytes_too_and_the_version_does_not_notice() -> None:
+    """Arrow's text columns end at 2 GiB, and a record may have a megabyte."""
+    answers = [letter * 50_000 for letter in "abcdef"]
+    blobs = MemoryBlobStore()
+    batches = [(0, place, [answer]) for place, answer in enumerate(answers)]
+    one = assemble(plan(blobs, batches), blobs)
+    cut = assemble(plan(blobs, batches, shard_bytes=250_000), blobs)
+
+    assert one.version == cut.version
+    assert answers_of(blobs, one.manifest) == answers_of(blobs, cut.manifest)
+    shards = orjson.loads(blobs.get(cut.manifest))["splits"]["train"]["shards"]
+    assert len(shards) == 3
+    assert sum(shard["records"] for shard in shards) == 6

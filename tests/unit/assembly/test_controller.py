@@ -3,104 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 
-import orjson
 import pytest
-from google.protobuf.message import Message as ProtoMessage
 from tests.unit.assembly.ledgers import accepted, announced, publication, segment
+from tests.unit.assembly.worlds import World, publish, state_is, turn_until
 
-from shortstack.assembly.assemble import assemble
-from shortstack.assembly.config import AssemblyConfig
-from shortstack.assembly.controller import DatasetController
-from shortstack.assembly.plan import AssembledVersion, AssemblyPlan
-from shortstack.core.clock import FakeClock, SystemClock
-from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1 import dataset_pb2 as ds
-from shortstack.storage.blobs import MemoryBlobStore
 from shortstack.streams import topics
-from shortstack.streams.envelope import outbound
-from shortstack.streams.memory import MemoryBroker
-
-DEADLINE_S = 20
-
-
-class World:
-    """A broker, a store, and a controller that can be started anew on them."""
-
-    def __init__(self) -> None:
-        self.broker = MemoryBroker(SystemClock())
-        self.broker.apply(topics.TOPICS.values())
-        self.blobs = MemoryBlobStore()
-        self.clock = FakeClock(datetime(2026, 1, 1, tzinfo=UTC))
-        self.assembled: list[AssemblyPlan] = []
-        self._producer = self.broker.producer()
-
-    def send(self, topic: topics.Topic, key: str, message: ProtoMessage | dict) -> None:
-        value = orjson.dumps(message) if isinstance(message, dict) else message.SerializeToString()
-        self._producer.send(outbound(topic, key, value, type="test", source="test", clock=self.clock))
-        self._producer.flush(5)
-
-    def event(self, event: ds.PublicationEvent) -> None:
-        self.send(topics.DATASETS_PUBLICATIONS, "pub-faq", event)
-
-    def entry(self, entry: ds.BatchEntry) -> None:
-        self.send(topics.RECORDS_FORMATTED, "pub-faq", entry)
-
-    def _assemble(self, plan: AssemblyPlan) -> AssembledVersion:
-        self.assembled.append(plan)
-        return assemble(plan, self.blobs)
-
-    @contextmanager
-    def controller(self) -> Iterator[DatasetController]:
-        config = AssemblyConfig(storage_url="memory://", assembly_progress_s=0.001)
-        with Telemetry.start("assembly", config) as telemetry:
-            controller = DatasetController(
-                self.broker, self.blobs, self._assemble, config=config, telemetry=telemetry, clock=self.clock
-            )
-            self.metrics = telemetry.metrics
-            controller.open()
-            try:
-                yield controller
-            finally:
-                controller.close()
-
-    def count(self, topic: topics.Topic) -> int:
-        reader = self.broker.reader([topic.name])
-        found = 0
-        while not reader.caught_up():
-            found += len(reader.poll(0.01))
-        reader.close()
-        return found
-
-
-def turn_until(controller: DatasetController, met: Callable[[dict[str, ds.DatasetSnapshot]], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        controller.turn()
-        if met(controller.snapshots()):
-            return
-    raise AssertionError(f"not reached: {controller.snapshots()}")
-
-
-def state_is(state: int) -> Callable[[dict[str, ds.DatasetSnapshot]], bool]:
-    return lambda snapshots: "pub-faq" in snapshots and snapshots["pub-faq"].state == state
 
 
 @pytest.fixture
 def world() -> World:
     return World()
-
-
-def publish(world: World, answers: list[str], **more: object) -> ds.Publication:
-    made = publication(**more)
-    world.event(accepted(made))
-    world.event(announced(made, 0, len(answers)))
-    world.entry(segment(world.blobs, made, 0, 0, answers))
-    return made
 
 
 def test_a_whole_dataset_becomes_ready_and_is_announced_once(world: World) -> None:

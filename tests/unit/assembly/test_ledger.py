@@ -10,7 +10,7 @@ from tests.unit.assembly.ledgers import announced, publication
 
 from shortstack.assembly.gates import Gates
 from shortstack.assembly.ledger import PublicationLedger
-from shortstack.messages.v1.dataset_pb2 import BatchEntry
+from shortstack.messages.v1.dataset_pb2 import BatchEntry, ReasonCount
 
 
 def entry(first: int, count: int, kept: int | None = None, segment: str = "a") -> BatchEntry:
@@ -92,3 +92,24 @@ def test_a_strict_recipe_fails_on_the_first_malformed_line_and_names_it() -> Non
 
     assert (ruling.verdict, ruling.code) == ("failed", "invalid_training_file")
     assert ruling.message == "line 0: broken"
+
+
+def test_each_failed_record_is_counted_under_one_reason() -> None:
+    """A batch that failed whole has a reason of its own; its error, which names its place, is no second one."""
+    poison = [
+        BatchEntry(
+            publication="pub-faq",
+            attempt=1,
+            first=first,
+            count=5,
+            failed=5,
+            error=f"Poison: records.raw[0]@{first}: broken",
+            reasons=[ReasonCount(step="batch", reason="poison", records=5)],
+        )
+        for first in range(0, 50, 5)
+    ]
+    ledger = ledger_of(60, [*poison, entry(50, 10)])
+
+    reasons = ledger.totals.reason_counts()
+    assert [(r.step, r.reason, r.records) for r in reasons] == [("batch", "poison", 50)]
+    assert "records.raw[0]@0: broken" in Gates().rule(ledger, accepted=False).message

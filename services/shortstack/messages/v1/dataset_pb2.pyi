@@ -463,6 +463,37 @@ class TrainWish(_message.Message):
 Global___TrainWish: _TypeAlias = TrainWish  # noqa: Y015
 
 @_typing.final
+class MixedVersion(_message.Message):
+    """Another dataset's version that the recipe mixes in, as it stood when the publication was accepted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    version: _builtins.str
+    manifest: _builtins.str
+    """Object key of its manifest."""
+    factor: _builtins.float
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        version: _builtins.str = ...,
+        manifest: _builtins.str = ...,
+        factor: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "factor", b"factor", "manifest", b"manifest", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MixedVersion: _TypeAlias = MixedVersion  # noqa: Y015
+
+@_typing.final
 class DatasetSnapshot(_message.Message):
     """Value of datasets.state and datasets.ready; key: publication. Whole, never folded; holds no record text."""
 
@@ -483,6 +514,7 @@ class DatasetSnapshot(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     WISHES_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
+    MIX_FIELD_NUMBER: _builtins.int
     state: Global___DatasetState.ValueType
     version: _builtins.str
     """Digest of the output and the key of its manifest, once ready."""
@@ -508,6 +540,10 @@ class DatasetSnapshot(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def wishes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainWish]: ...
+    @_builtins.property
+    def mix(self) -> _containers.RepeatedCompositeFieldContainer[Global___MixedVersion]:
+        """What is mixed in, by the recipe's order; fixed once it is there."""
+
     def __init__(
         self,
         *,
@@ -526,10 +562,11 @@ class DatasetSnapshot(_message.Message):
         code: _builtins.str = ...,
         wishes: _abc.Iterable[Global___TrainWish] | None = ...,
         duplicates: _builtins.str = ...,
+        mix: _abc.Iterable[Global___MixedVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "publication", b"publication", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_operator", b"accepted_by_operator", "announced", b"announced", "code", b"code", "counts", b"counts", "duplicates", b"duplicates", "formatted", b"formatted", "manifest", b"manifest", "message", b"message", "publication", b"publication", "reasons", b"reasons", "remedy", b"remedy", "state", b"state", "updated_at", b"updated_at", "version", b"version", "wishes", b"wishes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_operator", b"accepted_by_operator", "announced", b"announced", "code", b"code", "counts", b"counts", "duplicates", b"duplicates", "formatted", b"formatted", "manifest", b"manifest", "message", b"message", "mix", b"mix", "publication", b"publication", "reasons", b"reasons", "remedy", b"remedy", "state", b"state", "updated_at", b"updated_at", "version", b"version", "wishes", b"wishes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,119 @@
+"""A broker, a store and a dataset controller that can be started anew on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import orjson
+from google.protobuf.message import Message as ProtoMessage
+from tests.unit.assembly.ledgers import accepted, announced, publication, segment
+
+from shortstack.assembly.assemble import assemble
+from shortstack.assembly.config import AssemblyConfig
+from shortstack.assembly.controller import DatasetController
+from shortstack.assembly.plan import AssembledVersion, AssemblyPlan
+from shortstack.core.clock import FakeClock, SystemClock
+from shortstack.core.telemetry import Telemetry
+from shortstack.messages.v1 import dataset_pb2 as ds
+from shortstack.storage.blobs import MemoryBlobStore
+from shortstack.streams import topics
+from shortstack.streams.broker import Delivery, Outbound
+from shortstack.streams.envelope import outbound
+from shortstack.streams.memory import MemoryBroker
+
+DEADLINE_S = 20
+
+
+def event_key(event: ds.PublicationEvent) -> str:
+    return getattr(event, event.WhichOneof("event") or "accepted").publication
+
+
+class World:
+    """A broker, a store, and a controller that can be started anew on them."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryBroker(SystemClock())
+        self.broker.apply(topics.TOPICS.values())
+        self.blobs = MemoryBlobStore()
+        self.clock = FakeClock(datetime(2026, 1, 1, tzinfo=UTC))
+        self.assembled: list[AssemblyPlan] = []
+        self.finished = 0
+        self.before: Callable[[AssemblyPlan], None] | None = None  # called in the assembling thread
+        self._producer = self.broker.producer()
+
+    def send(self, topic: topics.Topic, key: str, message: ProtoMessage | dict) -> None:
+        value = orjson.dumps(message) if isinstance(message, dict) else message.SerializeToString()
+        self._producer.send(outbound(topic, key, value, type="test", source="test", clock=self.clock))
+        self._producer.flush(5)
+
+    def raw(self, message: Outbound) -> None:
+        """Sends bytes as they are."""
+        self._producer.send(message).result(5)
+
+    def event(self, event: ds.PublicationEvent) -> None:
+        self.send(topics.DATASETS_PUBLICATIONS, event_key(event), event)
+
+    def entry(self, entry: ds.BatchEntry) -> None:
+        self.send(topics.RECORDS_FORMATTED, entry.publication, entry)
+
+    def _assemble(self, plan: AssemblyPlan) -> AssembledVersion:
+        self.assembled.append(plan)
+        if self.before is not None:
+            self.before(plan)
+        version = assemble(plan, self.blobs)
+        self.finished += 1
+        return version
+
+    @contextmanager
+    def controller(self) -> Iterator[DatasetController]:
+        config = AssemblyConfig(storage_url="memory://", assembly_progress_s=0.001)
+        with Telemetry.start("assembly", config) as telemetry:
+            controller = DatasetController(
+                self.broker, self.blobs, self._assemble, config=config, telemetry=telemetry, clock=self.clock
+            )
+            self.metrics = telemetry.metrics
+            controller.open()
+            try:
+                yield controller
+            finally:
+                controller.close()
+
+    def command(self, kind: str, made: ds.Publication) -> None:
+        command = {"kind": kind, "owner": "default", "publication": made.publication, "attempt": made.attempt}
+        self.send(topics.DATASETS_COMMANDS, made.dataset, {**command, "at": "now"})
+
+    def on(self, topic: topics.Topic) -> list[Delivery]:
+        """Everything that stands on a topic."""
+        reader = self.broker.reader([topic.name])
+        found: list[Delivery] = []
+        while not reader.caught_up():
+            found += reader.poll(0.01)
+        reader.close()
+        return found
+
+    def count(self, topic: topics.Topic) -> int:
+        return len(self.on(topic))
+
+
+def turn_until(controller: DatasetController, met: Callable[[dict[str, ds.DatasetSnapshot]], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        controller.turn()
+        if met(controller.snapshots()):
+            return
+    raise AssertionError(f"not reached: {controller.snapshots()}")
+
+
+def state_is(state: int, name: str = "pub-faq") -> Callable[[dict[str, ds.DatasetSnapshot]], bool]:
+    return lambda snapshots: name in snapshots and snapshots[name].state == state
+
+
+def publish(world: World, answers: list[str], **more: object) -> ds.Publication:
+    made = publication(**more)
+    world.event(accepted(made))
+    world.event(announced(made, 0, len(answers)))
+    world.entry(segment(world.blobs, made, 0, 0, answers))
+    return made
