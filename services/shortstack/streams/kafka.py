@@ -1,6 +1,6 @@
 """Apache Kafka behind the `Broker` interface, by kafka-python. Every call has a timeout.
 
-Where what is set comes from, and what the client does wrong, stands in docs/decisions/0009-the-kafka-client-and-its-repairs.md.
+What the client does wrong, and what was done about it: docs/decisions/0009-the-kafka-client-and-its-repairs.md.
 """
 
 from __future__ import annotations
