@@ -47,6 +47,19 @@ class BaseModel:
             )
         return identity("base model", [(path.name, file_sha256(path)) for path in found])
 
+    def linear_layers(self) -> frozenset[str]:
+        """Last names of its linear layers (``q_proj``), by the headers of its safetensors files; empty without any.
+
+        A header is its length as 8 bytes, little-endian, then JSON; source: safetensors' README.
+        """
+        names: set[str] = set()
+        for path in self.path.glob("*.safetensors"):
+            with path.open("rb") as file:
+                header = orjson.loads(file.read(int.from_bytes(file.read(8), "little")))
+            matrices = [name for name, entry in header.items() if len(entry.get("shape", ())) == 2]
+            names |= {name.split(".")[-2] for name in matrices if name.endswith(".weight") and "embed" not in name}
+        return frozenset(names)
+
 
 class BaseModels:
     """Base models by name, and aliases under which clients may ask for them (``gpt-4o-mini`` → a local base)."""

@@ -189,7 +189,7 @@ class JobBook:
     def _resolve(self, job: tr.JobSnapshot, dataset: ds.DatasetSnapshot) -> ResolvedRun:
         where = f"job {job.job}"
         request = JobRequest.parse(job.request_json, where=where)
-        request.require_servable(serves_merged=self._serves_merged, where=where)
+        request.require_servable(self._bases, serves_merged=self._serves_merged, where=where)
         return request.resolve(
             self._bases,
             version=dataset.version,

@@ -152,10 +152,7 @@ class TrainingServicer(TrainingServiceServicer):
 
     def _check(self, wish: JobRequest, where: str) -> None:
         """Refuses now what would fail after the dataset is prepared, or after the training."""
-        base = wish.train.get("base_model")
-        if base:
-            self._bases.get(str(base), param="train.base_model")
-        wish.require_servable(serves_merged=self._serves_merged, where=where)
+        wish.require_servable(self._bases, serves_merged=self._serves_merged, where=where)
 
     def _send(self, key: str, message: Mapping[str, Any]) -> None:
         value = orjson.dumps(message)

@@ -79,10 +79,33 @@ class JobRequest:
             openai=openai,
         )
 
-    def require_servable(self, *, serves_merged: bool, where: str) -> None:
-        """Raises Invalid for a wish to deploy what the servers here could not serve: see `require_servable`."""
+    def require_servable(self, bases: BaseModels, *, serves_merged: bool, where: str) -> None:
+        """Refuses now what would fail only after the dataset is prepared, or after the training.
+
+        Raises:
+            Invalid: an unknown base model or layer, or a wish to deploy what the servers here cannot hold.
+        """
+        base = self.base(bases)
+        layers = base.linear_layers()
+        for target in self.train.get("lora_target_modules") or ():
+            if layers and target.rpartition(".")[2] not in layers:
+                raise Invalid(
+                    f'"{target}" is no linear layer of {base.name}',
+                    where=where,
+                    remedy=did_you_mean(target, layers),
+                    param="train.lora_target_modules",
+                )
         if self.deploy is not None:
             require_servable(self.train, serves_merged=serves_merged, where=where)
+
+    def base(self, bases: BaseModels) -> BaseModel:
+        """The base model that is wished for, else the first one.
+
+        Raises:
+            Invalid: it is unknown; names the nearest.
+        """
+        wanted = self.train.get("base_model")
+        return bases.get(str(wanted), param="train.base_model") if wanted else bases.get(bases.names()[0])
 
     def resolve(
         self, bases: BaseModels, *, version: str, records: int, prompt_format: str, ranks: int, where: str
@@ -92,8 +115,7 @@ class JobRequest:
         Raises:
             Invalid: an unknown base model, or settings that contradict the job.
         """
-        wanted = self.train.get("base_model")
-        base = bases.get(str(wanted), param="train.base_model") if wanted else bases.get(bases.names()[0])
+        base = self.base(bases)
         train = {**self.train, "base_model": base.name}
         if self.openai:
             train |= auto_hyperparameters(self.openai.get("hyperparameters") or {}, train, records=records, ranks=ranks)

@@ -93,6 +93,8 @@ def test_nobody_submits_for_another_owner_by_the_request(world: World, stub: Any
     ("request_", "words", "param"),
     [
         ({"train": {"base_model": "tiny-lama"}}, 'Did you mean "tiny-llama"', "train.base_model"),
+        ({"train": {"lora_target_modules": ["q_prj"]}}, 'Did you mean "q_proj"', "train.lora_target_modules"),
+        ({"train": {"lora_target_modules": ["embed_tokens"]}}, "no linear layer", "train.lora_target_modules"),
         ({"train": {"lora_rr": 4}}, "lora_r", "lora_rr"),
         ({"train": {"adapter": None}, "deploy": {}}, "adapter", "train.adapter"),
         ({"deploy": {"sufix": "x"}}, "suffix", "deploy.sufix"),
@@ -182,10 +184,10 @@ def test_events_are_listed_newest_first_in_pages(world: World, stub: Any) -> Non
     run = next(update.run.run for update in watched if update.run.run)
     for seq in range(1, 4):
         world.event(run, 1, seq, type="checkpoint", step=seq)
-    seen = 0
+    seen: list[str] = []
     for update in watched:
-        seen += update.event.type == "checkpoint"
-        if seen == 3:
+        seen += ["running" if '"running"' in update.event.payload_json else update.event.type]
+        if seen.count("checkpoint") == 3 and "running" in seen:  # nothing more will be said
             break
     watched.cancel()
     everything = stub.ListEvents(pb.ListEventsRequest(id="ftjob-1", limit=50))
