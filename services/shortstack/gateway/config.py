@@ -41,6 +41,9 @@ class GatewayConfig(ServiceConfig):
     )
     upstream_connect_timeout_s: float = Field(3.0, gt=0, description="Seconds to connect to a model server")
     stream_max_s: float = Field(900.0, gt=0, description="Longest time that one answer may take")
+    stream_gather_s: float = Field(
+        0.008, ge=0, le=1, description="Least seconds between two reads of an answer; faster tokens come together"
+    )
     rpc_timeout_s: float = Field(10.0, gt=0, description="Seconds that a call of another service may take")
     key_cache_s: float = Field(5.0, ge=0, description="Seconds that a key's check is remembered, also after a revoke")
     usage_flush_s: float = Field(2.0, gt=0, description="Seconds between writes of counted tokens to the database")

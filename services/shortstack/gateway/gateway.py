@@ -81,7 +81,10 @@ class Gateway:
             training = await stack.enter_async_context(aio_channel(config.training_address))
             ingestion = await stack.enter_async_context(aio_channel(config.ingestion_address))
             timeouts = UpstreamTimeouts(
-                config.upstream_connect_timeout_s, config.upstream_read_timeout_s, config.stream_max_s
+                config.upstream_connect_timeout_s,
+                config.upstream_read_timeout_s,
+                config.stream_max_s,
+                config.stream_gather_s,
             )
             upstream = await stack.enter_async_context(Upstream(timeouts))
             usage = UsageLedger(given.engine, telemetry.metrics, given.clock.now, telemetry.log)

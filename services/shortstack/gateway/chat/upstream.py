@@ -28,11 +28,16 @@ _ATTEMPTS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTimeouts:
-    """Seconds to connect, of silence, and of a whole answer."""
+    """Seconds to connect, of silence, and of a whole answer; and between two reads of an answer.
+
+    Each read costs a turn of the event loop and a write to the client. A server of more than 1 / ``gather_s`` tokens
+    a second is read at that pace, several tokens at once; a slower one, and a first token, is never waited for.
+    """
 
     connect_s: float = 3.0
     read_s: float = 60.0
     total_s: float = 900.0
+    gather_s: float = 0.008
 
 
 @dataclass(slots=True)
@@ -58,10 +63,13 @@ class Token:
 class TokenStream:
     """An answer under way. Closing it ends the generation upstream."""
 
-    def __init__(self, response: aiohttp.ClientResponse, total_s: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, timeouts: UpstreamTimeouts) -> None:
         self._response = response
+        self._loop = asyncio.get_running_loop()
+        self._gather_s = timeouts.gather_s
+        self._read_at = 0.0
         # One timer an answer; aiohttp's own would be entered and left at every read.
-        self._timer = asyncio.get_running_loop().call_later(total_s, self._expire)
+        self._timer = self._loop.call_later(timeouts.total_s, self._expire)
         self._parser = SseParser()
         self._first: list[Token] = []
         self._error: ApiError | None = None
@@ -87,6 +95,9 @@ class TokenStream:
                 yield tokens
                 if tokens[-1].last:
                     return
+            early_s = self._read_at + self._gather_s - self._loop.time()
+            if early_s > 0:
+                await asyncio.sleep(early_s)
             tokens = await self._read()
 
     def close(self) -> None:
@@ -101,7 +112,7 @@ class TokenStream:
         """
         self._timer.cancel()
         if not self._response.content.is_eof():
-            asyncio.get_running_loop().call_later(_END_WAIT_S, self._response.close)
+            self._loop.call_later(_END_WAIT_S, self._response.close)
 
     def _expire(self) -> None:
         self._error = _too_long()
@@ -116,6 +127,7 @@ class TokenStream:
             raise _hung() from error
         except aiohttp.ClientError as error:
             raise self._error or _broken(error) from error
+        self._read_at = self._loop.time()
         tokens = self._tokens(self._parser.feed(data) if data else self._parser.end())
         if not data and self._error is None and not (tokens and tokens[-1].last):
             raise _broken(None)
@@ -142,19 +154,19 @@ class TokenStream:
 def _token(event: bytes) -> Token:
     try:
         value = orjson.loads(event)
-    except orjson.JSONDecodeError as error:
+        if "error" in value:
+            raise _event_error(value)
+        token = value["token"]
+        return Token(
+            token["text"],
+            token["logprob"],
+            token["special"],
+            value.get("top_tokens") or [],
+            value.get("details") or {},
+            value["generated_text"] is not None,
+        )
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise _broken(error) from error
-    if "error" in value:
-        raise _event_error(value)
-    token = value["token"]
-    return Token(
-        token["text"],
-        token["logprob"],
-        token["special"],
-        value.get("top_tokens") or [],
-        value.get("details") or {},
-        value["generated_text"] is not None,
-    )
 
 
 _EVENT_ERRORS: Final[Mapping[str, tuple[int, str, str, float | None]]] = {
@@ -203,7 +215,7 @@ class Upstream:
     """The pool of connections to model servers. Opened and closed in the event loop that uses it."""
 
     def __init__(self, timeouts: UpstreamTimeouts) -> None:
-        self._total_s = timeouts.total_s
+        self._timeouts = timeouts
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s)
         self._session = aiohttp.ClientSession(
             # No cap of its own: TGI admits or refuses, and a waiting line here would hide that.
@@ -239,7 +251,7 @@ class Upstream:
         except BaseException:
             response.close()
             raise
-        stream = TokenStream(response, self._total_s)
+        stream = TokenStream(response, self._timeouts)
         try:
             await stream.open()
         except BaseException:
@@ -253,7 +265,7 @@ class Upstream:
                 return await self._session.post(
                     url, data=body, headers={"content-type": "application/json"}, allow_redirects=False
                 )
-            except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
+            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
                 if attempt == _ATTEMPTS:
                     raise _away() from error
                 await asyncio.sleep(0)
