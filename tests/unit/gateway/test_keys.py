@@ -78,3 +78,14 @@ def test_a_database_that_cannot_be_opened_says_where_and_keeps_the_password() ->
         open_database("nosuchdb://user:hunter2@host/name")
     assert "SHORTSTACK_DATABASE_URL" in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_drawn_key_that_was_revoked_is_replaced_not_revived(store: KeyStore, tmp_path: Path) -> None:
+    ensure_first_key(store, None, tmp_path / "key")
+    revoked = (tmp_path / "key").read_text().strip()
+    store.revoke(store.listed()[0].id)
+    ensure_first_key(store, None, tmp_path / "key")
+    drawn = (tmp_path / "key").read_text().strip()
+    assert drawn != revoked
+    assert store.verify(revoked) is None
+    assert store.verify(drawn) is not None

@@ -85,6 +85,12 @@ class KeyStore:
         if not changed and known is None:
             raise NotFound(f'there is no key "{key_id}"', remedy="GET /v1/admin/keys lists them.", param="id")
 
+    def is_revoked(self, key: str) -> bool:
+        """Whether ``key`` is known, and revoked."""
+        with self._engine.connect() as connection:
+            row = connection.execute(select(KEYS).where(KEYS.c.prefix == prefix_of(key))).one_or_none()
+        return row is not None and hmac.compare_digest(row.digest, digest_of(key)) and row.revoked_at is not None
+
     def ensure(self, key: str, name: str) -> None:
         """Accepts ``key``, with every scope, for the default owner; also if it was revoked.
 
@@ -125,6 +131,7 @@ class KeyStore:
 def ensure_first_key(store: KeyStore, declared: SecretStr | None, file: Path) -> None:
     """Makes sure that a new stack has a key: the declared one, else the one in ``file``, else a new one in ``file``.
 
+    One in ``file`` that was revoked is replaced; a declared one is accepted anew.
     The file is readable by its owner alone; the command line reads it there.
 
     Raises:
@@ -134,8 +141,11 @@ def ensure_first_key(store: KeyStore, declared: SecretStr | None, file: Path) ->
         store.ensure(check_key(declared.get_secret_value(), where="SHORTSTACK_BOOTSTRAP_KEY"), "bootstrap")
         return
     if file.is_file():
-        store.ensure(check_key(file.read_text().strip(), where=str(file)), "local")
-        return
+        known = check_key(file.read_text().strip(), where=str(file))
+        # Revoked is revoked: the command line then gets another.
+        if not store.is_revoked(known):
+            store.ensure(known, "local")
+            return
     file.parent.mkdir(parents=True, exist_ok=True)
     key = new_key()
     store.ensure(key, "local")
