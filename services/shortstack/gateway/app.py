@@ -8,11 +8,12 @@ import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from shortstack.core.errors import ShortstackError
 from shortstack.core.health import Health
 from shortstack.core.metrics import Metrics
-from shortstack.gateway.errors import ApiError, error_response, from_stack
+from shortstack.gateway.errors import CLIENT_GONE, ApiError, error_response, from_stack, unforeseen
 
 __all__ = ["build_app", "operations_router"]
 
@@ -25,6 +26,9 @@ def build_app(routers: Sequence[APIRouter]) -> FastAPI:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(ShortstackError, _stack_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    # Starlette answers with this one and raises the error again, so that the edge logs it.
+    app.add_exception_handler(Exception, _unforeseen)
     return app
 
 
@@ -36,6 +40,15 @@ async def _api_error(_request: Request, error: Exception) -> Response:
 async def _stack_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ShortstackError)
     return error_response(from_stack(error))
+
+
+async def _client_gone(_request: Request, _error: Exception) -> Response:
+    """The client left before its request was whole."""
+    return Response(status_code=CLIENT_GONE)
+
+
+async def _unforeseen(_request: Request, _error: Exception) -> Response:
+    return error_response(unforeseen())
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -14,7 +14,19 @@ from starlette.responses import Response
 
 from shortstack.core.errors import Conflict, Forbidden, NotFound, ShortstackError, Transient, wire_code
 
-__all__ = ["ApiError", "error_bytes", "error_response", "from_stack", "invalid", "unsupported"]
+__all__ = [
+    "CLIENT_GONE",
+    "ApiError",
+    "error_bytes",
+    "error_response",
+    "from_stack",
+    "invalid",
+    "unforeseen",
+    "unsupported",
+]
+
+CLIENT_GONE: Final = 499
+"""Status for the log and the metrics alone: nobody is left to read it (nginx's number)."""
 
 _CODES: Final[dict[type[ShortstackError], str]] = {
     NotFound: "not_found",
@@ -73,6 +85,11 @@ def invalid(message: str, param: str | None, code: str | None = None) -> ApiErro
 def unsupported(param: str, why: str) -> ApiError:
     """400: a known field that this gateway does not act on; it is refused, never ignored."""
     return ApiError(400, f"Unsupported parameter: '{param}'. {why}", param=param, code="unsupported_parameter")
+
+
+def unforeseen() -> ApiError:
+    """500: a fault of the gateway itself; what it was stands in the log, with the request's id."""
+    return ApiError(500, "The gateway failed on this request.", type="server_error", code="internal_error")
 
 
 def from_stack(error: ShortstackError) -> ApiError:

@@ -15,7 +15,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shortstack.core.metrics import Metrics
-from shortstack.gateway.errors import ApiError, error_response
+from shortstack.gateway.errors import ApiError, error_response, unforeseen
 
 __all__ = ["BodyTooLarge", "Edge", "raw_send", "request_id"]
 
@@ -85,11 +85,7 @@ class Edge:
             await self._fail(scope, exchange, error)
         except Exception as error:  # noqa: BLE001 - the last resort: one request fails, not the gateway
             self._log.error("request failed", request=scope[_ID_KEY], exc_info=error)
-            await self._fail(
-                scope,
-                exchange,
-                ApiError(500, "The gateway failed on this request.", type="server_error", code="internal_error"),
-            )
+            await self._fail(scope, exchange, unforeseen())
         finally:
             self._account(scope, exchange, time.perf_counter() - began)
 

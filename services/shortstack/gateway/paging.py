@@ -10,6 +10,8 @@ from shortstack.gateway.errors import invalid
 
 __all__ = ["page", "page_limit"]
 
+_DIGITS = 9
+
 
 def page_limit(request: Request, default: int, most: int) -> int:
     """``limit``, from 1 to ``most``.
@@ -20,7 +22,8 @@ def page_limit(request: Request, default: int, most: int) -> int:
     text = request.query_params.get("limit")
     if text is None:
         return default
-    if not text.isdecimal() or not 1 <= int(text) <= most:
+    # Python itself refuses to read a number of thousands of digits.
+    if not text.isdecimal() or len(text) > _DIGITS or not 1 <= int(text) <= most:
         raise invalid(f"Invalid 'limit': expected an integer from 1 to {most}.", "limit", "invalid_value")
     return int(text)
 

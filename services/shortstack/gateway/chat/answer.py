@@ -103,8 +103,12 @@ class Answer:
             self._finish(token)
         if token.special:
             # No text of the answer; but a format's own stop may be a special token.
-            self._cutter.stopped = self._cutter.stopped or token.text in self._stops
-            return self._held_back() if self._cutter.stopped else None
+            if token.text not in self._stops:
+                return None
+            # TGI says "length" where this was the last token it had leave to make; the model ended all the same.
+            self._cutter.stopped = True
+            self.finish_reason = "stop"
+            return self._held_back()
         if self._pending is not None:
             self._pending.append(_logprob(token))
         text = self._cutter.feed(token.text)

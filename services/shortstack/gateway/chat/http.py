@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,15 +12,13 @@ from shortstack.gateway.chat.requests import AnswerRequest, json_object, read_ch
 from shortstack.gateway.chat.service import ChatService, Started
 from shortstack.gateway.chat.shapes import ChatShape, CompletionShape, Shape
 from shortstack.gateway.disconnect import ClientGone, WhileConnected
+from shortstack.gateway.errors import CLIENT_GONE
 from shortstack.gateway.keys.auth import Authenticator
 from shortstack.gateway.keys.secret import Principal
 from shortstack.gateway.middleware import request_id
 from shortstack.gateway.usage import UsageLedger
 
 __all__ = ["chat_router"]
-
-_CLIENT_GONE: Final = 499
-"""Status for the log and the metrics alone: nobody is left to read it (nginx's number)."""
 
 
 class _Chat:
@@ -49,7 +46,7 @@ class _Chat:
                 started = await self._start(request, principal, wanted)
                 text, _ = await self._whole(principal, started)
         except ClientGone:
-            return Response(status_code=_CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
         return Response(text, media_type="text/plain; charset=utf-8")
 
     async def _answer(
@@ -65,7 +62,7 @@ class _Chat:
                     body = written.whole(text, logprobs, answer.finish_reason, answer.usage)
                     return Response(body, media_type="application/json")
         except ClientGone:
-            return Response(status_code=_CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
 
         def count(answer: Answer) -> None:
             self._usage.add(principal, started.model.name, answer.usage)

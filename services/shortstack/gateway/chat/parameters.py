@@ -43,7 +43,7 @@ def stop_strings(request: AnswerRequest, model: ServedModel) -> tuple[str, ...]:
 
 
 def answer_budget(prompt_tokens: int, request: AnswerRequest, model: ServedModel) -> int:
-    """Tokens that the answer may have: what was asked for, else all that the context leaves.
+    """Tokens that the answer may have: what was asked for, else the route's default or all that the context leaves.
 
     Law: ``prompt_tokens + answer_budget(…) <= model.max_total_tokens``.
 
@@ -71,7 +71,9 @@ def answer_budget(prompt_tokens: int, request: AnswerRequest, model: ServedModel
             f"the answer). Please reduce the length of the {param} or {request.max_tokens_param} (at most {left}).",
             param,
         )
-    return left if request.max_tokens is None else request.max_tokens
+    if request.max_tokens is not None:
+        return request.max_tokens
+    return left if request.default_tokens is None else min(left, request.default_tokens)
 
 
 def _exceeded(message: str, param: str) -> ApiError:

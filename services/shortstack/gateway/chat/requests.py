@@ -52,7 +52,9 @@ class AnswerRequest:
         model: a model's or an alias' name; empty: the default one.
         messages: the conversation, or none where ``prompt`` is the whole text.
         prompt: raw text, for completions.
-        max_tokens: None for all that the context leaves.
+        max_tokens: None for `default_tokens`.
+        default_tokens: what a route gives a client that asked for no number, as far as the context leaves them; None
+            for all that it leaves.
         sticky: what chooses among an alias' models, so that one user meets one model; empty: chance.
     """
 
@@ -62,6 +64,7 @@ class AnswerRequest:
     prompt: str | None = None
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
+    default_tokens: int | None = None
     max_tokens_param: str = "max_tokens"
     stream: bool = False
     include_usage: bool = False
@@ -269,8 +272,9 @@ def read_completion(body: Mapping[str, Any]) -> AnswerRequest:
         prompt=_prompt(body),
         sampling=_sampling(body),
         stop=string_list(body, "stop", STOPS_MAX),
-        # OpenAI's default for this route alone.
-        max_tokens=integer(body, "max_tokens", 1, _TOKENS_MAX) or 16,
+        max_tokens=integer(body, "max_tokens", 1, _TOKENS_MAX),
+        # OpenAI's for this route alone.
+        default_tokens=16,
         stream=stream,
         include_usage=_include_usage(body, stream),
         sticky=_sticky(body),
@@ -303,5 +307,6 @@ def read_ihop(body: Mapping[str, Any], messages_max: int) -> AnswerRequest:
         model=model,
         messages=_messages(body, messages_max),
         sampling=Sampling(greedy=True),
-        max_tokens=integer(body, "max_tokens", 1, _TOKENS_MAX) or 512,
+        max_tokens=integer(body, "max_tokens", 1, _TOKENS_MAX),
+        default_tokens=512,
     )

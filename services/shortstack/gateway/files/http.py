@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 
-from shortstack.core.errors import did_you_mean
+from shortstack.core.errors import Transient, did_you_mean
 from shortstack.gateway.errors import invalid, unsupported
 from shortstack.gateway.files.store import FileStore, StoredFile
 from shortstack.gateway.keys.auth import Authenticator
@@ -41,16 +41,23 @@ class _Files:
         return stored.as_openai()
 
     def _store_upload(self, owner: str, upload: UploadFile, purpose: str) -> StoredFile:
-        path = self._store.incoming()
+        path: Path | None = None
         try:
+            path = self._store.incoming()
             with path.open("xb") as target:
                 upload.file.seek(0)
                 shutil.copyfileobj(upload.file, target, _PIECE)
             if path.stat().st_size == 0:
                 raise invalid("The uploaded file is empty.", "file", "empty_file")
             return self._store.add(owner, _name(upload.filename), purpose, path)
+        except OSError as error:
+            raise Transient(
+                f"the upload cannot be stored: {error.strerror or type(error).__name__}",
+                remedy="Tell the operator of this gateway; its disk may be full.",
+            ) from error
         finally:
-            path.unlink(missing_ok=True)
+            if path is not None:
+                path.unlink(missing_ok=True)
 
     async def listed(self, request: Request) -> dict[str, Any]:
         principal = await self._auth.principal(request, "datasets")

@@ -1,0 +1,97 @@
+"""What a client sees when something breaks: OpenAI's error object with a kind, never a bare 500."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from benchmarks.stub_tgi import Reply, token_events
+from tests.integration.gateway.conftest import Stack
+from tests.integration.gateway.fakes import BASE, wait_until
+
+from shortstack.core.digest import sha256_hex
+
+QUESTION = [{"role": "user", "content": "Hi"}]
+
+
+def test_a_failure_that_nobody_foresaw_is_an_error_object_too(stack: Stack) -> None:
+    with stack.engine.begin() as connection:
+        connection.exec_driver_sql("drop table files")
+    reply = stack.get("/v1/files")
+    assert reply.status_code == 500
+    error = reply.json()["error"]
+    assert (error["type"], error["code"], error["param"]) == ("server_error", "internal_error", None)
+    assert "files" not in error["message"]
+    assert reply.headers["x-request-id"] in stack.logs.getvalue()
+
+
+@pytest.mark.parametrize("junk", [b"data: 5\n\n", b'data: {"token": null}\n\n', b"data: {]\n\n"])
+def test_an_event_that_is_no_token_is_a_broken_answer(stack: Stack, junk: bytes) -> None:
+    stack.model_server.replies.append(Reply([junk]))
+    with pytest.raises(openai.InternalServerError) as caught:
+        stack.client().chat.completions.create(model=BASE, messages=QUESTION)
+    assert (caught.value.status_code, caught.value.code) == (502, "upstream_broken")
+    stack.model_server.replies.append(Reply([*token_events(["Hello", " there"])[:1], 0.05, junk]))
+    with pytest.raises(openai.APIError, match="ended the answer before it was whole"):
+        list(stack.client().chat.completions.create(model=BASE, messages=QUESTION, stream=True))
+
+
+def test_a_client_that_leaves_in_its_own_request_is_no_failure(stack: Stack) -> None:
+    address = httpx.URL(stack.url)
+    with socket.create_connection((address.host, address.port)) as client:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {stack.key}\r\n"
+        client.sendall(f'{head}content-length: 5000\r\n\r\n{{"model"'.encode())
+        wait_until(lambda: bool(client.getsockname()), "connected")
+    wait_until(lambda: '"status":499' in stack.logs.getvalue().replace('": ', '":'), "the request is logged as left")
+    assert "request failed" not in stack.logs.getvalue()
+
+
+def test_a_number_of_five_thousand_digits_is_refused_as_400(stack: Stack) -> None:
+    reply = stack.get(f"/v1/files?limit={'9' * 5000}")
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "limit"
+
+
+def test_a_limit_that_the_client_did_not_set_is_no_reason_to_refuse(stack: Stack) -> None:
+    stack.serve("small", max_total_tokens=60, max_input_tokens=0)
+    assert stack.post("/chat", {"model": "small", "messages": QUESTION}).status_code == 200
+    assert 0 < stack.model_server.last["parameters"]["max_new_tokens"] < 60
+    assert stack.post("/v1/completions", {"model": "small", "prompt": "x" * 50}).status_code == 200
+    assert stack.model_server.last["parameters"]["max_new_tokens"] == 10
+    asked = stack.post("/chat", {"model": "small", "messages": QUESTION, "max_tokens": 512})
+    assert asked.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_an_answer_that_ends_itself_with_its_last_token_says_stop(stack: Stack) -> None:
+    stack.serve("chatml", stop=["<|im_end|>"])
+    # TGI looks at the length first.
+    stack.model_server.says(["Yes", "<|im_end|>"], special=["<|im_end|>"], finish="length")
+    reply = stack.client().chat.completions.create(model="chatml", messages=QUESTION, max_tokens=2)
+    assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == ("Yes", "stop")
+
+
+def test_an_upload_that_cannot_be_stored_is_503(stack: Stack) -> None:
+    folder: Path = stack.config.folder / "uploads"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.write_text("in the way, as a full disk would be")
+    with pytest.raises(openai.InternalServerError) as caught:
+        stack.client().files.create(file=("a.jsonl", b"{}\n"), purpose="fine-tune")
+    assert caught.value.status_code == 503
+    assert "cannot be stored" in str(caught.value)
+
+
+def test_a_tokenizer_that_is_none_stops_its_own_model_alone(stack: Stack) -> None:
+    keys = []
+    for data in (b"not JSON", b"{}"):
+        keys.append(f"tokenizers/{sha256_hex(data)}")
+        stack.blobs.put(keys[-1], data)
+    stack.serve("broken", tokenizer=keys[0], tokenizer_config=keys[1])
+    with pytest.raises(openai.InternalServerError) as caught:
+        stack.client().chat.completions.create(model="broken", messages=QUESTION)
+    assert (caught.value.status_code, caught.value.code) == (503, "tokenizer_unavailable")
+    stack.serve("later")
+    assert stack.client().chat.completions.create(model="later", messages=QUESTION).choices[0].message.content
