@@ -96,8 +96,8 @@ class TgiClient:
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         where = f"{self.url}{path}"
         try:
-            quick = {"timeout": _QUICK_S} if method == "GET" else {}
-            response = self._client.request(method, path, json=body, **quick)
+            timeout = httpx.Timeout(_QUICK_S) if method == "GET" else self._client.timeout
+            response = self._client.request(method, path, json=body, timeout=timeout)
         except httpx.HTTPError as error:
             raise Transient(f"the server does not answer: {error or type(error).__name__}", where=where) from error
         if response.status_code in (429, 503):
