@@ -33,9 +33,9 @@ def send(broker: Broker, topic: Topic, *pairs: tuple[str, bytes]) -> list[Partit
 
 
 def read(source: Consumer | Reader, count: int) -> list[Delivery]:
-    """The next ``count`` messages; fewer after 20 s."""
+    """The next ``count`` messages; fewer after 60 s."""
     found: list[Delivery] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(found) < count and time.monotonic() < deadline:
         found += source.poll(0.2, max_messages=count - len(found))
     return found
