@@ -14,6 +14,12 @@ from shortstack.local.ports import DEFAULT_PORT_BASE, PortPlan
 __all__ = ["LocalSettings"]
 
 
+def _checkout() -> Path | None:
+    """The checkout that this package is run from, if it is run from one."""
+    folder = Path(__file__).resolve().parents[3]
+    return folder if (folder / "deploy" / "bootstrap.py").is_file() else None
+
+
 class LocalSettings(BaseSettings):
     """Where the local stack lives and what it takes. ``LocalSettings()`` reads the environment."""
 
@@ -51,7 +57,9 @@ class LocalSettings(BaseSettings):
 
     @property
     def root(self) -> Path:
-        """``var`` as an absolute path."""
+        """``var`` as an absolute path. Unset, that of the checkout, so that every folder means the same stack."""
+        if "var" not in self.model_fields_set and (checkout := _checkout()) is not None:
+            return checkout / self.var
         return self.var.expanduser().absolute()
 
     @property

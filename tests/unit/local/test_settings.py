@@ -29,3 +29,11 @@ def test_the_readme_names_every_setting_with_its_default() -> None:
     for name, field in LocalSettings.model_fields.items():
         default = "unset" if field.default is None else f"`{field.default}`"
         assert f"| `SHORTSTACK_{name.upper()}` | {default} | {field.description} |" in readme
+
+
+def test_every_folder_means_the_stack_of_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SHORTSTACK_VAR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert LocalSettings().root == Path(__file__).resolve().parents[3] / "var"
+    monkeypatch.setenv("SHORTSTACK_VAR", "var")
+    assert LocalSettings().root == tmp_path / "var"
