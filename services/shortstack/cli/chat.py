@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import openai
 import typer
 
-from shortstack.cli.connection import Connection
+from shortstack.cli.connection import Connection, gateway_error
 from shortstack.cli.output import console, errors
-from shortstack.core.errors import Invalid, Transient
+from shortstack.core.errors import Transient
 
 __all__ = ["add_to", "ask", "client"]
 
@@ -40,7 +40,7 @@ def chat(
     message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this one thing and leave.")] = None,
     system: Annotated[str | None, typer.Option(help="System text.")] = None,
     context: Annotated[str | None, typer.Option(help="Material to answer from, sent as the context role.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 for the likeliest answer.")] = 0.0,
 ) -> None:
     """Chat with a model. Without --message it reads lines until Ctrl-D."""
     connection = Connection.open()
@@ -62,7 +62,9 @@ def chat(
     except openai.APIConnectionError as error:
         raise Transient(f"the gateway does not answer at {connection.gateway_url}") from error
     except openai.APIStatusError as error:
-        raise Invalid(error.message, where="gateway") from error
+        raise gateway_error(error.status_code, error.body or error.message) from error
+    except openai.APIError as error:
+        raise Transient(f"the answer broke off: {error.message}", where="gateway") from error
 
 
 def _default_model(api: openai.OpenAI) -> str:

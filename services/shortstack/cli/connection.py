@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -10,7 +11,7 @@ from typing import Final
 import grpc
 
 from shortstack.assembly.v1.assembly_pb2_grpc import AssemblyServiceStub
-from shortstack.core.errors import NotFound
+from shortstack.core.errors import Conflict, Forbidden, Invalid, NotFound, ShortstackError, Transient
 from shortstack.core.grpc import channel
 from shortstack.core.identity import DEFAULT_OWNER
 from shortstack.formatting.v1.formatting_pb2_grpc import FormattingServiceStub
@@ -19,9 +20,31 @@ from shortstack.local.settings import LocalSettings
 from shortstack.serving.v1.serving_pb2_grpc import ServingServiceStub
 from shortstack.training.v1.training_pb2_grpc import TrainingServiceStub
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "gateway_error"]
 
 _KEY_FILE: Final = ("gateway", "key")
+
+
+_KINDS: Final[Mapping[int, type[ShortstackError]]] = {
+    401: Forbidden,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    429: Transient,
+}
+
+
+def gateway_error(status: int, body: object) -> ShortstackError:
+    """The gateway's refusal as an error of the stack, so that the exit code says of which kind it is.
+
+    Args:
+        status: HTTP status, 400 or above.
+        body: the reply's JSON, its error object, or text; another server's may be anything.
+    """
+    error = body.get("error", body) if isinstance(body, dict) else body
+    said = error.get("message") if isinstance(error, dict) else error
+    kind = _KINDS.get(status, Transient if status >= 500 else Invalid)
+    return kind(f"{said or 'no reason given'} (HTTP {status})", where="gateway")
 
 
 @dataclass(frozen=True)

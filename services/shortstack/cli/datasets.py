@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import Annotated, Any
 
+import grpc
 import typer
 import yaml
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,12 +22,14 @@ from shortstack.core.errors import Invalid, NotFound
 from shortstack.ingestion.v1 import ingestion_pb2 as ing
 from shortstack.messages.v1 import dataset_pb2 as ds
 
-__all__ = ["app", "dataset_row", "stage_file", "state_name", "watch_dataset"]
+__all__ = ["app", "dataset_row", "known_publications", "stage_file", "state_name", "watch_dataset"]
 
 app = typer.Typer(help="Publish datasets and see where each record went.", no_args_is_help=True)
 
 _ENDED = (ds.DATASET_STATE_READY, ds.DATASET_STATE_HELD, ds.DATASET_STATE_FAILED, ds.DATASET_STATE_DELETED)
 _FAILED = 1
+_NEWS_S = 10.0
+"""A repeated publication is recognised by ingestion in about the time that its files take to be hashed."""
 Name = Annotated[str, typer.Argument(help="Dataset name, or publication id.")]
 
 
@@ -105,19 +108,41 @@ def publish(
         "deploy": {"alias": deploy, "suffix": name} if deploy else None,
     }
     message = {key: value for key, value in message.items() if value is not None}
+    known = known_publications(connection, name) if wait else {}
     answer = connection.ingestion.PublishDataset(
         ing.PublishDatasetRequest(owner=connection.owner, request_json=json.dumps(message).encode()), timeout=60
     )
     errors().print(f"Published to {answer.topic}[{answer.partition}] at {answer.offset}", markup=False)
     if wait:
-        after = watch_dataset(connection, name, since=None)
+        after = watch_dataset(connection, name, known, [file_sha256(file) for file in files])
         _print_report(after)
         if after.state != ds.DATASET_STATE_READY:
             raise typer.Exit(_FAILED)
 
 
-def watch_dataset(connection: Connection, name: str, since: ds.DatasetSnapshot | None) -> ds.DatasetSnapshot:
-    """Shows records and rate until the dataset has an end; the snapshot as it then stands."""
+def known_publications(connection: Connection, name: str) -> dict[str, ds.DatasetSnapshot]:
+    """What there is of a dataset's name by publication, to be told apart from what comes after it."""
+    answer = connection.ingestion.ListDatasets(ing.ListDatasetsRequest(owner=connection.owner), timeout=30)
+    named = (found for found in answer.datasets if found.publication.dataset == name)
+    return {found.publication.publication: found for found in named}
+
+
+def watch_dataset(
+    connection: Connection, name: str, known: Mapping[str, ds.DatasetSnapshot], sources: Sequence[str] = ()
+) -> ds.DatasetSnapshot:
+    """Shows records and rate until the dataset that was just published has an end; the snapshot as it then stands.
+
+    Args:
+        connection: to ingestion.
+        name: of the dataset.
+        known: what there was of that name before.
+        sources: sha256 of the files that were published. Where an older publication has just these, it may be the
+            same one, of which nothing new will be heard.
+    """
+    same = [old for old in known.values() if [s.sha256 for s in old.publication.sources] == list(sources)]
+    if same and not _is_news(connection, name, known):
+        errors().print("Nothing is new: this was published before, with the same settings.")
+        return max(same, key=lambda old: old.publication.accepted_at.ToNanoseconds())
     request = ing.WatchDatasetRequest(owner=connection.owner, dataset=name)
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -130,6 +155,8 @@ def watch_dataset(connection: Connection, name: str, since: ds.DatasetSnapshot |
         task = progress.add_task(name, total=None, of="?", rate="")
         for answer in connection.ingestion.WatchDataset(request):
             snapshot = answer.dataset
+            if snapshot == known.get(snapshot.publication.publication):
+                continue
             speed = progress.tasks[task].speed
             progress.update(
                 task,
@@ -139,9 +166,22 @@ def watch_dataset(connection: Connection, name: str, since: ds.DatasetSnapshot |
                 of=f"{snapshot.announced:,}" if snapshot.announced else "?",
                 rate=f"{speed:,.0f}/s" if speed else "",
             )
-            if snapshot.state in _ENDED and (since is None or snapshot != since):
+            if snapshot.state in _ENDED:
                 return snapshot
     raise NotFound(f'no dataset "{name}"')
+
+
+def _is_news(connection: Connection, name: str, known: Mapping[str, ds.DatasetSnapshot]) -> bool:
+    """Whether anything of ``name`` comes to differ from ``known`` soon."""
+    request = ing.WatchDatasetRequest(owner=connection.owner, dataset=name)
+    try:
+        for answer in connection.ingestion.WatchDataset(request, timeout=_NEWS_S):
+            if answer.dataset != known.get(answer.dataset.publication.publication):
+                return True
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
+    return False
 
 
 @app.command("list")
@@ -269,14 +309,21 @@ def _settings(text: str) -> Mapping[str, Any]:
         key, sign, value = pair.partition("=")
         if not sign:
             raise Invalid(f'"{pair}" is no setting', where="--train", remedy="Write key=value,key=value.")
-        settings[key.strip()] = yaml.safe_load(value)
+        settings[key.strip()] = _yaml(value, "--train")
     return settings
 
 
 def _mapping(path: Path, where: str) -> Mapping[str, Any]:
     if not path.is_file():
         raise NotFound(f"no file {path}", where=where)
-    value = yaml.safe_load(path.read_text())
+    value = _yaml(path.read_bytes(), f"{where} {path}")
     if not isinstance(value, dict):
         raise Invalid(f"{path} holds no mapping", where=where)
     return value
+
+
+def _yaml(text: str | bytes, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Invalid(f"it is no YAML: {' '.join(str(error).split())}", where=where) from error

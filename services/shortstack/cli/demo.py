@@ -22,9 +22,10 @@ from rich.table import Table
 
 from shortstack.cli.chat import ask, client
 from shortstack.cli.connection import Connection
-from shortstack.cli.datasets import state_name, watch_dataset
+from shortstack.cli.datasets import known_publications, state_name, watch_dataset
 from shortstack.cli.output import console, errors, show
 from shortstack.cli.runs import watch_job
+from shortstack.core.digest import file_sha256
 from shortstack.core.errors import Fatal, NotFound, Transient
 from shortstack.ingestion.v1 import ingestion_pb2 as ing
 from shortstack.local.settings import LocalSettings
@@ -137,9 +138,11 @@ def _publish(connection: Connection, folder: Path, publication: dict[str, Any]) 
     if isinstance(recipe, dict) and "uri" in recipe:
         message["recipe"] = {"uri": str(root / recipe["uri"])}
     request = ing.PublishDatasetRequest(owner=connection.owner, request_json=json.dumps(message).encode())
+    known = known_publications(connection, publication["dataset"])
     answer = connection.ingestion.PublishDataset(request, timeout=60)
     errors().print(f"Published {_EXAMPLE} to {answer.topic}[{answer.partition}] at {answer.offset}", markup=False)
-    snapshot = watch_dataset(connection, publication["dataset"], since=None)
+    sources = [file_sha256(Path(uri)) for uri in uris]
+    snapshot = watch_dataset(connection, publication["dataset"], known, sources)
     if snapshot.state != ds.DATASET_STATE_READY:
         raise Fatal(f"dataset {_EXAMPLE} is {state_name(snapshot.state)}: {snapshot.message}", remedy=snapshot.remedy)
     return snapshot

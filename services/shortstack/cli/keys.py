@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import httpx
 import typer
 
-from shortstack.cli.connection import Connection
+from shortstack.cli.connection import Connection, gateway_error
 from shortstack.cli.output import Json, console, errors, show
-from shortstack.core.errors import Invalid, Transient
+from shortstack.core.errors import Transient
 
 __all__ = ["app"]
 
@@ -29,7 +31,7 @@ def create(
     body = {"name": name, "owner": owner or connection.owner, "scopes": scope or ["chat", "datasets"]}
     created = _call(connection, "POST", _PATH, body)
     if as_json:
-        show([created], [], as_json=True)
+        show([_row(created)], [], as_json=True)
         return
     console().print(created["key"], markup=False)
     errors().print("Keep it: it is stored as a hash and cannot be shown again.")
@@ -38,9 +40,10 @@ def create(
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """List keys, without the secret part."""
-    rows = _call(Connection.open(), "GET", _PATH)["data"]
-    shown = [{**row, "scopes": ", ".join(row.get("scopes", []))} for row in rows] if not as_json else rows
-    show(shown, ["id", "name", "owner", "scopes", "created_at", "revoked_at"], as_json=as_json)
+    rows = [_row(key) for key in _call(Connection.open(), "GET", _PATH)["data"]]
+    shown = rows if as_json else [{**row, "scopes": ", ".join(row["scopes"])} for row in rows]
+    columns = ["id", "prefix", "name", "owner", "scopes", "created_at", "revoked_at"]
+    show(shown, columns, as_json=as_json, empty="No keys.")
 
 
 @app.command()
@@ -50,6 +53,15 @@ def revoke(key: Annotated[str, typer.Argument(help="Id of the key.")]) -> None:
     console().print(f"{key}: revoked", markup=False)
 
 
+def _row(key: Mapping[str, Any]) -> dict[str, Any]:
+    """A key with its times as every other listing writes them: ISO, UTC; empty where there is none."""
+    return {**key, "created_at": _time(key["created_at"]), "revoked_at": _time(key["revoked_at"])}
+
+
+def _time(seconds: int | None) -> str:
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
 def _call(connection: Connection, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     url = f"{connection.gateway_url}{path}"
     headers = {"authorization": f"Bearer {connection.api_key}"}
@@ -57,6 +69,10 @@ def _call(connection: Connection, method: str, path: str, body: dict[str, Any] |
         response = httpx.request(method, url, json=body, headers=headers, timeout=30)
     except httpx.HTTPError as error:
         raise Transient(f"the gateway does not answer at {connection.gateway_url}") from error
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = response.text[:200]
     if response.status_code >= 400:
-        raise Invalid(response.json()["error"]["message"], where="gateway")
-    return response.json()
+        raise gateway_error(response.status_code, answer)
+    return answer

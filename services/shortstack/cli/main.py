@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from shortstack.cli import chat, datasets, demo, keys, models, runs, stack
 from shortstack.cli.output import errors
-from shortstack.core.errors import ShortstackError, wire_code
+from shortstack.core.errors import Fatal, ShortstackError, wire_code
 from shortstack.core.grpc import error_from_rpc
 
 __all__ = ["app", "main"]
@@ -43,6 +43,12 @@ def main() -> None:
         _fail(error_from_rpc(error))
     except ShortstackError as error:
         _fail(error)
+    except OSError as error:
+        _fail(
+            Fatal(
+                error.strerror or str(error), where=str(error.filename or ""), remedy="Check the disk and its rights."
+            )
+        )
 
 
 def _fail(error: ShortstackError) -> None:

@@ -1,0 +1,214 @@
+"""What commands print and how they end, without a stack around them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import grpc
+import pytest
+from typer.testing import CliRunner
+
+from shortstack.cli.main import app
+from shortstack.ingestion.v1 import ingestion_pb2 as ing
+from shortstack.ingestion.v1 import ingestion_pb2_grpc
+from shortstack.messages.v1 import dataset_pb2 as ds
+
+
+class Gateway(ThreadingHTTPServer):
+    """Gives one answer to everything."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.status, self.body = 200, b"{}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What points a command at it."""
+        return {"SHORTSTACK_GATEWAY_URL": f"http://127.0.0.1:{self.server_port}", "SHORTSTACK_API_KEY": "sk-ss-x"}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def _answer(self) -> None:
+        assert isinstance(self.server, Gateway)
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.send_response(self.server.status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(self.server.body)))
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    do_GET = do_POST = do_DELETE = _answer
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    server = Gateway()
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+KEY = {
+    "object": "api_key",
+    "id": "key-1",
+    "prefix": "sk-ss-0123456789ab",
+    "name": "ci",
+    "owner": "default",
+    "scopes": ["chat", "datasets"],
+    "created_at": 1_700_000_000,
+    "revoked_at": None,
+}
+
+
+def test_keys_are_listed_with_times_that_people_read(gateway: Gateway) -> None:
+    gateway.body = json.dumps({"object": "list", "data": [KEY], "has_more": False}).encode()
+    table = CliRunner().invoke(app, ["keys", "list"], env=gateway.environment)
+    assert "2023-11-14T22:13:20+00:00" in table.stdout
+    assert "None" not in table.stdout
+    [row] = json.loads(CliRunner().invoke(app, ["keys", "list", "--json"], env=gateway.environment).stdout)
+    assert (row["created_at"], row["revoked_at"], row["scopes"]) == (
+        "2023-11-14T22:13:20+00:00",
+        "",
+        ["chat", "datasets"],
+    )
+
+
+def shortstack(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SHORTSTACK_")} | environment
+    command = [sys.executable, "-m", "shortstack.cli.main", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code"), [(400, 65), (401, 77), (403, 77), (404, 66), (409, 73), (429, 75), (502, 75), (503, 75)]
+)
+def test_the_gateways_refusal_decides_the_exit_code(status: int, exit_code: int) -> None:
+    from shortstack.cli.connection import gateway_error
+    from shortstack.core.errors import wire_code
+
+    error = gateway_error(status, {"error": {"message": "said so", "code": None}})
+    assert wire_code(error).exit_code == exit_code
+    assert "said so" in str(error)
+
+
+def test_an_answer_that_is_not_the_gateways_is_one_line(gateway: Gateway) -> None:
+    gateway.status, gateway.body = 502, b"<html>proxy</html>"
+    said = shortstack("keys", "list", **gateway.environment)
+    assert said.returncode == 75
+    assert "<html>proxy</html>" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_a_file_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    (tmp_path / "train.yaml").write_text("a: [")
+    arguments = ("datasets", "publish", str(tmp_path / "data.jsonl"), "--name", "n", "--train")
+    for train in (str(tmp_path / "train.yaml"), "lora_r=["):
+        said = shortstack(*arguments, train, SHORTSTACK_VAR=str(tmp_path / "var"))
+        assert said.returncode == 65
+        assert "--train" in said.stderr
+        assert "Traceback" not in said.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    (tmp_path / "var").write_text("in the way")
+    said = shortstack(
+        "datasets", "publish", str(tmp_path / "data.jsonl"), "--name", "n", SHORTSTACK_VAR=str(tmp_path / "var")
+    )
+    assert said.returncode == 70
+    assert str(tmp_path / "var") in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer):
+    """Holds snapshots; a publish adds what `then` says, and a watch tells all of them and stays open."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[ds.DatasetSnapshot] = []
+        self.then: list[ds.DatasetSnapshot] = []
+        self._asleep = Event()
+
+    def ListDatasets(self, request: ing.ListDatasetsRequest, context: Any) -> ing.ListDatasetsResponse:
+        return ing.ListDatasetsResponse(datasets=self.snapshots)
+
+    def PublishDataset(self, request: ing.PublishDatasetRequest, context: Any) -> ing.PublishDatasetResponse:
+        self.snapshots += self.then
+        return ing.PublishDatasetResponse(topic="datasets.ingest")
+
+    def WatchDataset(self, request: Any, context: grpc.ServicerContext) -> Iterator[ing.WatchDatasetResponse]:
+        for snapshot in self.snapshots:
+            yield ing.WatchDatasetResponse(dataset=snapshot)
+        while context.is_active():
+            self._asleep.wait(0.02)
+
+
+def snapshot(publication: str, sha256: str, state: ds.DatasetState.ValueType, written: int) -> ds.DatasetSnapshot:
+    made = ds.DatasetSnapshot(state=state)
+    made.publication.publication, made.publication.dataset = publication, "n"
+    made.publication.sources.add(sha256=sha256)
+    made.counts.written = written
+    return made
+
+
+@pytest.fixture
+def ingestion() -> Iterator[tuple[Ingestion, str]]:
+    servicer, server = Ingestion(), grpc.server(ThreadPoolExecutor(4))
+    ingestion_pb2_grpc.add_IngestionServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+def test_a_name_that_was_used_before_shows_what_is_published_now(
+    ingestion: tuple[Ingestion, str], tmp_path: Path
+) -> None:
+    servicer, address = ingestion
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    servicer.snapshots = [snapshot("old", "0" * 64, ds.DATASET_STATE_READY, 111)]
+    servicer.then = [snapshot("new", "1" * 64, ds.DATASET_STATE_FAILED, 222)]
+    said = CliRunner().invoke(
+        app,
+        ["datasets", "publish", str(tmp_path / "data.jsonl"), "--name", "n"],
+        env={"SHORTSTACK_INGESTION_ADDRESS": address, "SHORTSTACK_VAR": str(tmp_path)},
+    )
+    assert "222" in said.stdout
+    assert "111" not in said.stdout
+    assert said.exit_code == 1
+
+
+def test_the_same_again_says_so_and_ends(
+    ingestion: tuple[Ingestion, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shortstack.cli import datasets
+    from shortstack.core.digest import file_sha256
+
+    monkeypatch.setattr(datasets, "_NEWS_S", 0.3)
+    servicer, address = ingestion
+    file = tmp_path / "data.jsonl"
+    file.write_text("{}\n")
+    servicer.snapshots = [snapshot("old", file_sha256(file), ds.DATASET_STATE_READY, 111)]
+    said = CliRunner().invoke(
+        app,
+        ["datasets", "publish", str(file), "--name", "n"],
+        env={"SHORTSTACK_INGESTION_ADDRESS": address, "SHORTSTACK_VAR": str(tmp_path)},
+    )
+    assert said.exit_code == 0
+    assert "published before" in said.stderr
+    assert "111" in said.stdout
