@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from shortstack.core.clock import Clock
@@ -16,6 +17,7 @@ from shortstack.ingestion.preview import Previewer
 from shortstack.ingestion.publishing.backlog import Backlog
 from shortstack.ingestion.publishing.publisher import Publisher
 from shortstack.ingestion.publishing.requests import Requests
+from shortstack.ingestion.publishing.upload_watch import UploadWatch
 from shortstack.ingestion.publishing.wishes import WishChecker
 from shortstack.ingestion.sources.pinning import Pins
 from shortstack.ingestion.sources.policy import SourcePolicy
@@ -35,10 +37,11 @@ _RECIPE_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class IngestionParts:
-    """What runs (state, backlog, worker, in this order) and what answers (servicer)."""
+    """What runs (state, backlog, uploads, worker, in this order) and what answers (servicer)."""
 
     state: StateReader[DatasetSnapshot]
     backlog: Backlog
+    uploads: UploadWatch
     worker: IngestionWorker
     servicer: IngestionServicer
 
@@ -63,11 +66,13 @@ class IngestionParts:
         pins = Pins(blobs, config.work_dir, config.source_max_bytes)
         state = StateReader(broker, DATASETS_STATE, DatasetSnapshot)
         backlog = Backlog(broker, config.ingest_backlog)
-        requests = Requests(checker, policy, pins, Uploads(blobs), state, config.limits, telemetry.log)
-        producer = broker.producer()
+        uploads = Uploads(blobs)
+        after = timedelta(hours=config.upload_hours)
+        watch = UploadWatch(broker, uploads, clock, telemetry.log, after=after)
+        requests = Requests(checker, policy, pins, uploads, state, config.limits, telemetry.log, watch.waiting)
         memory = config.reader_memory_bytes
         publisher = Publisher(
-            producer=producer,
+            new_producer=broker.producer,
             blobs=blobs,
             pins=pins,
             metrics=telemetry.metrics,
@@ -78,11 +83,19 @@ class IngestionParts:
         )
         topics = [ingest_topic(owner).name for owner in (DEFAULT_OWNER, *config.ingest_owners)]
         worker = IngestionWorker(
-            broker, topics, requests, publisher, producer, health, telemetry, clock, workers=config.ingest_workers
+            broker,
+            topics,
+            requests,
+            publisher,
+            broker.producer(),
+            health,
+            telemetry,
+            clock,
+            workers=config.ingest_workers,
         )
         previewer = Previewer(checker, policy, pins, config.limits, memory_bytes=memory)
         servicer = IngestionServicer(requests, previewer, state, broker.producer(), clock)
-        return cls(state, backlog, worker, servicer)
+        return cls(state, backlog, watch, worker, servicer)
 
 
 def _checker(config: IngestionConfig, policy: SourcePolicy) -> WishChecker:

@@ -28,6 +28,7 @@ class IngestionConfig(ServiceConfig):
         (), description="Owners whose topics datasets.ingest.OWNER are read beside datasets.ingest, as JSON"
     )
     ingest_workers: int = Field(8, ge=1, description="Publications under way at the same time")
+    upload_hours: float = Field(24.0, gt=0, description="Hours after which an upload that is not whole fails")
     ingest_backlog: int = Field(64, ge=1, description="Batches sent and not formatted yet, beyond which reading pauses")
     reader_memory_bytes: int = Field(
         2048 * _MIB, ge=512 * _MIB, description="Address space of the process that reads untrusted files"

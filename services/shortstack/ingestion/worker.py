@@ -25,6 +25,7 @@ from shortstack.ingestion.publishing.publisher import Abandoned, Publisher
 from shortstack.ingestion.publishing.requests import Requests
 from shortstack.streams.broker import Broker, Consumer, Delivery, Partition, Producer
 from shortstack.streams.dead_letters import dead_letter
+from shortstack.streams.decoding import UNREADABLE
 from shortstack.streams.envelope import header
 from shortstack.streams.topics import ingest_owner
 
@@ -210,6 +211,9 @@ class IngestionWorker:
         topic = delivery.partition.topic
         outcome = "handled"
         try:
+            unreadable = header(delivery, UNREADABLE)
+            if unreadable is not None:
+                raise Poison(unreadable, where=delivery.place)
             owner = check_name(ingest_owner(topic), param="owner")
             requested_at = datetime.fromtimestamp(delivery.timestamp_ms / 1000, UTC)
             order = self._requests.order(delivery.value or b"", owner, requested_at)
@@ -222,8 +226,9 @@ class IngestionWorker:
 
     def _set_aside(self, delivery: Delivery, error: Poison) -> None:
         letter = dead_letter(delivery, error, 1, group=GROUP, clock=self._clock)
-        self._producer.send(letter)
+        sent = self._producer.send(letter)
         self._producer.flush(_FLUSH_S)
+        sent.result(0)  # a flush tells a failure once, and another thread may have heard it
         self._telemetry.log.warning("set aside", place=delivery.place, error=str(error), kind=type(error).__name__)
         self._telemetry.metrics.dead_letters.labels(letter.topic).inc()
         self._telemetry.metrics.publications.labels("refused").inc()

@@ -63,7 +63,7 @@ class Stack:
         """Starts ingestion; `stop` ends it."""
         health = Health(60, self.clock)
         parts = IngestionParts.build(self.config, self.broker, self.blobs, health, self.telemetry, self.clock)
-        self._start([parts.state, parts.backlog, parts.worker])
+        self._start([parts.state, parts.backlog, parts.uploads, parts.worker])
         self.parts = parts
         return parts
 

@@ -9,8 +9,11 @@ import orjson
 import pytest
 import zstandard
 
+from shortstack.core.errors import Transient
 from shortstack.messages.v1.dataset_pb2 import DATASET_STATE_FAILED, DATASET_STATE_READY
 from shortstack.records.schema import SEGMENT_SCHEMA, read_table
+from shortstack.streams.broker import Outbound
+from shortstack.streams.decoding import UNREADABLE
 
 Lines = Callable[[int], bytes]
 
@@ -164,3 +167,54 @@ def test_a_redelivery_gives_byte_identical_batches(stack: Any) -> None:
     assert len(first) > 2
     assert len(again) == 2 * len(first)
     assert all(first[message.key] == message.value for message in again)
+
+
+def test_a_retry_that_is_tried_twice_still_opens_the_next_attempt(stack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is transient is tried again in place; the second try must not take the first for a finished one."""
+    stack.start_ingestion()
+    stack.publish({"dataset": "again", "records": [_pair(1)]})
+    stack.until(lambda: len(stack.announced()) == 1)
+    (first,) = stack.accepted()
+    stack.set_state(first, DATASET_STATE_FAILED)
+    put, tries = stack.parts.worker._publisher.blobs.put, []
+
+    def put_later(key: str, data: bytes) -> None:
+        tries.append(key)
+        if len(tries) == 1:
+            raise Transient("the object store is away")
+        put(key, data)
+
+    monkeypatch.setattr(stack.parts.worker._publisher.blobs, "put", put_later)
+    stack.publish({"dataset": "again", "retry": first.publication})
+    stack.until(lambda: len(stack.announced()) == 2)
+    assert [publication.attempt for publication in stack.accepted()] == [1, 2]
+
+
+def test_an_upload_keeps_the_time_of_its_closing_whichever_part_completes_it(stack: Any) -> None:
+    """Else the closing message, read again, is newer than the publication that it opened, and opens another."""
+    stack.start_ingestion()
+    records = [_pair(number) for number in range(4)]
+    stack.publish({"dataset": "up", "upload": "u1", "complete": True, "records": 4})
+    stack.until(lambda: any(event.HasField("waiting") for event in stack.events()))
+    stack.publish({"dataset": "up", "upload": "u1", "seq": 2, "records": records[2:]})
+    stack.publish({"dataset": "up", "upload": "u1", "seq": 0, "records": records[:2]})
+    stack.until(lambda: len(stack.announced()) == 1)
+    closing = next(m for m in stack.broker.messages("datasets.ingest") if b"complete" in (m.value or b""))
+    assert stack.accepted()[0].accepted_at.ToMilliseconds() == closing.timestamp_ms
+
+
+def test_what_cannot_be_unpacked_is_set_aside_by_its_own_reason(stack: Any) -> None:
+    stack.start_ingestion()
+    headers = ((UNREADABLE, b"batch unpacks to more than 67108864 bytes"),)
+    stack.broker.producer().send(Outbound("datasets.ingest", b"k", None, headers))
+    stack.until(lambda: len(stack.dead()) == 1)
+    assert "unpacks to more than" in stack.dead()[0]["dlq-message"]
+
+
+def test_garbage_on_the_ledger_does_not_stop_ingestion(stack: Any) -> None:
+    parts = stack.start_ingestion()
+    stack.broker.producer().send(Outbound("records.formatted", b"k", b"\xff garbage"))
+    stack.publish({"dataset": "one", "records": [_pair(1)]})
+    stack.until(lambda: len(stack.announced()) == 1)
+    stack.start_formatting()
+    stack.until(lambda: parts.backlog.under_way == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,14 @@ def test_a_file_of_no_known_kind_asks_for_its_name(tmp_path: Path) -> None:
     path.write_bytes(b"hello")
     with pytest.raises(Unreadable, match="file_format"):
         detect_file_format(path, "notes.docx", SMALL)
+
+
+def test_a_parquet_bomb_is_stopped_too(tmp_path: Path) -> None:
+    """One long value and a run of references to it: kilobytes that unfold to gigabytes."""
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table({"prompt": pa.array(["x" * 10_000] * 5_000)}), path)
+    assert path.stat().st_size < 100_000
+    items = read_items(path, "parquet", SMALL)
+    with pytest.raises(Unreadable, match="unfold to more than") as stopped:
+        list(itertools.islice(items, 500))
+    assert stopped.value.code == "source_too_large"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from shortstack.ingestion.sources.policy import SourcePolicy
 from shortstack.ingestion.sources.uploads import Uploads, json_lines
 from shortstack.storage.blobs import MemoryBlobStore
 
+AT = datetime(2026, 1, 1, tzinfo=UTC)
 RECORDS = [{"prompt": str(number), "completion": "x"} for number in range(12)]
 
 
@@ -153,13 +155,42 @@ def test_contradictions_in_an_upload_are_refused_by_name() -> None:
     with pytest.raises(Conflict, match="sent before with other records"):
         uploads.add("o", "u", 0, RECORDS[1:6], where="upload u")
     closing = {"dataset": "d", "upload": "u", "complete": True, "records": 8}
-    uploads.close("o", "u", closing, where="upload u")
-    uploads.close("o", "u", closing, where="upload u")
+    uploads.close("o", "u", closing, at=AT, where="upload u")
+    uploads.close("o", "u", closing, at=AT, where="upload u")
     with pytest.raises(Conflict, match="closed before"):
-        uploads.close("o", "u", {**closing, "records": 9}, where="upload u")
+        uploads.close("o", "u", {**closing, "records": 9}, at=AT, where="upload u")
     with pytest.raises(Invalid, match="after the end"):
         uploads.add("o", "u", 5, RECORDS[5:], where="upload u")
     assert uploads.missing("o", "u", 8) == "the part from 5 on"
-    with pytest.raises(Invalid, match="hold 5 records"):
+    with pytest.raises(Invalid, match="hold at least 5 records"):
         uploads.missing("o", "u", 4)
     assert uploads.missing("other", "u", 8) == "the part from 0 on"
+
+
+def test_a_part_beyond_the_end_is_refused_and_not_forgotten() -> None:
+    """Its records were acknowledged: an upload closed with fewer than were sent must not pass for whole."""
+    uploads = Uploads(MemoryBlobStore())
+    uploads.add("o", "u", 0, RECORDS[:5], where="upload u")
+    uploads.add("o", "u", 5, RECORDS[5:], where="upload u")
+    with pytest.raises(Invalid, match="hold at least 12 records, the upload was closed with 5"):
+        uploads.missing("o", "u", 5)
+
+
+def test_an_upload_that_failed_takes_no_more() -> None:
+    uploads = Uploads(MemoryBlobStore())
+    uploads.add("o", "u", 0, RECORDS[:5], where="upload u")
+    assert uploads.incomplete("o", "u") == 'the message with "complete": true, or the part from 5 on'
+    uploads.fail("o", "u")
+    with pytest.raises(Invalid, match="has failed"):
+        uploads.add("o", "u", 5, RECORDS[5:], where="upload u")
+    with pytest.raises(Invalid, match="has failed"):
+        uploads.close("o", "u", {"records": 12}, at=AT, where="upload u")
+
+
+def test_closing_again_keeps_the_time_of_the_first() -> None:
+    uploads = Uploads(MemoryBlobStore())
+    for at in (AT, AT + timedelta(hours=1)):
+        uploads.close("o", "u", {"records": 12}, at=at, where="upload u")
+    closing = uploads.closing("o", "u")
+    assert closing is not None
+    assert (closing.at, closing.records) == (AT, 12)

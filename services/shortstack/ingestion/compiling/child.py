@@ -73,6 +73,9 @@ def _compile(out: BinaryIO, source: int, path: Path, rejected: Path, job: Compil
         for event in compile_source(path, job):
             match event:
                 case Cut(first, count, table):
+                    # A preview ends this process after a batch, and shows what stands in the file by then.
+                    bin_.flush()
+                    raw.flush()
                     head = {"kind": "batch", "source": source, "first": first, "count": count}
                     write_frame(out, head, write_table(table))
                     out.flush()

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from google.protobuf.message import DecodeError
+
 from shortstack.core.errors import Transient
 from shortstack.core.identity import BatchId
 from shortstack.ingestion.publishing.publisher import Abandoned, Throttle
@@ -91,7 +93,10 @@ class Backlog(Throttle):
             return
         seen = set()
         for delivery in deliveries:
-            entry = BatchEntry.FromString(delivery.value or b"")
+            try:
+                entry = BatchEntry.FromString(delivery.value or b"")
+            except DecodeError:
+                continue  # assembly sets it aside; it is the entry of no batch that was sent here
             seen.add(str(BatchId(entry.publication, entry.attempt, entry.source, entry.first, entry.count)))
         with self._changed:
             # The first poll fixes where "from the end on" begins; only then may batches leave.

@@ -25,6 +25,7 @@ from shortstack.declarations.recipe import recipe_object
 from shortstack.ingestion.compiling.compile import CompileJob
 from shortstack.ingestion.compiling.process import CompileOrder, RawBatch, SourceDone, SourceOpened, compiling
 from shortstack.ingestion.publishing.attempts import Decision, Todo
+from shortstack.ingestion.publishing.outbox import Outbox, outbox
 from shortstack.ingestion.publishing.wishes import Wish
 from shortstack.ingestion.reading.items import Limits, Unreadable
 from shortstack.ingestion.sources.pinning import Pinned, Pins
@@ -158,12 +159,13 @@ class Publisher:
     """Carries plans out. One is shared by all threads of a worker; a call to `run` keeps its own state.
 
     Attributes:
+        new_producer: makes the producer of one run.
         throttle: asked before each batch.
         memory_bytes: for a compiling child.
         flush_s: for what was sent to be acknowledged.
     """
 
-    producer: Producer
+    new_producer: Callable[[], Producer]
     blobs: BlobStore
     pins: Pins
     metrics: Metrics
@@ -190,18 +192,25 @@ class Publisher:
         if plan.recipe_json:
             self.blobs.put(recipe_object(publication.recipe_digest), plan.recipe_json)
         log = self.log.bind(publication=publication.publication, attempt=publication.attempt)
-        try:
-            with self.pins.scratch() as scratch:
-                self._compile(publication, plan, decision, scratch, abandoned)
-        except Unreadable as error:
-            log.warning("publication failed", code=error.code, error=str(error))
-            self._fail(publication, error)
-            return
+        with outbox(self.new_producer, self.flush_s) as out:
+            try:
+                with self.pins.scratch() as scratch:
+                    self._compile(out, publication, plan, decision, scratch, abandoned)
+            except Unreadable as error:
+                log.warning("publication failed", code=error.code, error=str(error))
+                self._fail(out, publication, error)
+                return
         self.metrics.publications.labels(decision.todo.value).inc()
         log.info("published", dataset=publication.dataset, sources=len(publication.sources))
 
     def _compile(
-        self, publication: Publication, plan: Plan, decision: Decision, scratch: Path, abandoned: Callable[[], bool]
+        self,
+        out: Outbox,
+        publication: Publication,
+        plan: Plan,
+        decision: Decision,
+        scratch: Path,
+        abandoned: Callable[[], bool],
     ) -> None:
         orders = [
             CompileOrder(
@@ -219,17 +228,17 @@ class Publisher:
                         publication.sources[source].family = what.family
                         opened += 1
                         if opened == len(orders):
-                            self._accept(publication)
+                            self._accept(out, publication)
                     case RawBatch():
-                        self._send(publication, event, abandoned)
+                        self._send(out, publication, event, abandoned)
                     case SourceDone():
-                        self._announce(publication, event, orders[event.source].rejected)
+                        self._announce(out, publication, event, orders[event.source].rejected)
 
-    def _accept(self, publication: Publication) -> None:
-        self._event(PublicationEvent(accepted=publication), publication, "accepted")
-        self.producer.flush(self.flush_s)
+    def _accept(self, out: Outbox, publication: Publication) -> None:
+        self._event(out, PublicationEvent(accepted=publication), publication, "accepted")
+        out.confirm()
 
-    def _send(self, publication: Publication, batch: RawBatch, abandoned: Callable[[], bool]) -> None:
+    def _send(self, out: Outbox, publication: Publication, batch: RawBatch, abandoned: Callable[[], bool]) -> None:
         name = BatchId(publication.publication, publication.attempt, batch.source, batch.first, batch.count)
         self.throttle.wait(str(name), abandoned)
         message = outbound(
@@ -247,13 +256,13 @@ class Publisher:
                 "shortstack-dataset": publication.dataset,
             },
         )
-        self.producer.send(message)
+        out.send(message)
         self.metrics.batches_sent.inc()
         failpoint("ingestion.mid_batches")
 
-    def _announce(self, publication: Publication, event: SourceDone, rejected: Path) -> None:
+    def _announce(self, out: Outbox, publication: Publication, event: SourceDone, rejected: Path) -> None:
         """The end of a source, once its batches are confirmed."""
-        self.producer.flush(self.flush_s)
+        out.confirm()
         done = event.done
         announced = SourceAnnounced(
             publication=publication.publication,
@@ -271,14 +280,14 @@ class Publisher:
             if not self.blobs.exists(announced.rejected_object):
                 self.blobs.put_file(announced.rejected_object, rejected)
         failpoint("ingestion.before_announce")
-        self._event(PublicationEvent(announced=announced), publication, f"announced.{event.source}")
-        self.producer.flush(self.flush_s)
+        self._event(out, PublicationEvent(announced=announced), publication, f"announced.{event.source}")
+        out.confirm()
         self.metrics.items.labels("used").inc(done.used)
         self.metrics.items.labels("rejected").inc(done.rejected)
 
-    def _fail(self, publication: Publication, error: Unreadable) -> None:
+    def _fail(self, out: Outbox, publication: Publication, error: Unreadable) -> None:
         # What it is made of stands on the topic even if nobody can read it, so that a retry finds its sources.
-        self._event(PublicationEvent(accepted=publication), publication, "accepted")
+        self._event(out, PublicationEvent(accepted=publication), publication, "accepted")
         failed = PublicationFailed(
             publication=publication.publication,
             attempt=publication.attempt,
@@ -289,11 +298,11 @@ class Publisher:
             job=publication.job,
             code=error.code,
         )
-        self._event(PublicationEvent(failed=failed), publication, "failed")
-        self.producer.flush(self.flush_s)
+        self._event(out, PublicationEvent(failed=failed), publication, "failed")
+        out.confirm()
         self.metrics.publications.labels("failed").inc()
 
-    def _event(self, event: PublicationEvent, publication: Publication, name: str) -> None:
+    def _event(self, out: Outbox, event: PublicationEvent, publication: Publication, name: str) -> None:
         message = outbound(
             DATASETS_PUBLICATIONS,
             publication.publication,
@@ -304,4 +313,4 @@ class Publisher:
             id=f"{publication.publication}.{publication.attempt}.{name}",
             extra={SUBJECT: publication.publication},
         )
-        self.producer.send(message)
+        out.send(message)

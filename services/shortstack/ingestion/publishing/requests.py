@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,12 +20,13 @@ from shortstack.declarations.publication import (
 )
 from shortstack.ingestion.publishing.attempts import Decision, decide, decide_retry
 from shortstack.ingestion.publishing.publisher import Plan, plan_again, plan_of
+from shortstack.ingestion.publishing.upload_watch import UPLOAD_SCHEME
 from shortstack.ingestion.publishing.wishes import Wish, WishChecker
 from shortstack.ingestion.reading.items import Limits
 from shortstack.ingestion.sources.pinning import Pinned, Pins
 from shortstack.ingestion.sources.policy import Address, SourcePolicy
 from shortstack.ingestion.sources.uploads import Uploads, json_lines
-from shortstack.messages.v1.dataset_pb2 import DatasetSnapshot
+from shortstack.messages.v1.dataset_pb2 import DatasetSnapshot, Publication
 from shortstack.streams.state import StateReader
 
 __all__ = ["Order", "Requests"]
@@ -51,6 +53,7 @@ class Requests:
         state: of the datasets, for attempts.
         limits: for readers.
         log: told of uploads that are not whole yet.
+        waiting: told of them too, as (owner, dataset, upload), each time.
         wait_s: for the state to be read to its end.
     """
 
@@ -63,12 +66,13 @@ class Requests:
         state: StateReader[DatasetSnapshot],
         limits: Limits,
         log: structlog.stdlib.BoundLogger,
+        waiting: Callable[[str, str, str], None],
         *,
         wait_s: float = 30.0,
     ) -> None:
         self._checker, self._policy, self._pins, self._uploads = checker, policy, pins, uploads
         self._state, self._limits, self._wait_s = state, limits, wait_s
-        self._log = log
+        self._log, self._waiting = log, waiting
 
     def check(self, value: bytes, owner: str) -> AnyMessage:
         """Everything about a message that can be refused before its records are touched.
@@ -135,23 +139,27 @@ class Requests:
                 param="retry",
             )
         decision = decide_retry(snapshot, requested_at)
-        plan = plan_again(snapshot.publication, self._limits)
-        if decision.attempt != snapshot.publication.attempt:
-            plan.publication.accepted_at.FromDatetime(requested_at)
-        return Order(plan, decision)
+        publication = Publication()
+        publication.CopyFrom(snapshot.publication)  # the reader's own must stay as it is: the next decision is by it
+        if decision.attempt != publication.attempt:
+            publication.accepted_at.FromDatetime(requested_at)
+        return Order(plan_again(publication, self._limits), decision)
 
     def _part(self, message: PartMessage, owner: str, requested_at: datetime) -> Order | None:
         where = f"dataset {message.dataset}, upload {message.upload}"
         self._uploads.add(owner, message.upload, message.seq, message.records, where=where)
         closing = self._uploads.closing(owner, message.upload)
         if closing is None:
+            self._waiting(owner, message.dataset, message.upload)
             return None
-        return self._whole_upload(CompleteMessage.model_validate(closing), owner, requested_at)
+        # When it was closed is when it was asked for, whichever part completes it and however often it is read.
+        return self._whole_upload(CompleteMessage.model_validate(closing.message), owner, closing.at)
 
     def _complete(self, message: CompleteMessage, owner: str, requested_at: datetime) -> Order | None:
         self._wish(message, owner)
         given = message.model_dump(mode="json", exclude_none=True)
-        self._uploads.close(owner, message.upload, given, where=f"dataset {message.dataset}, upload {message.upload}")
+        where = f"dataset {message.dataset}, upload {message.upload}"
+        self._uploads.close(owner, message.upload, given, at=requested_at, where=where)
         return self._whole_upload(message, owner, requested_at)
 
     def _whole_upload(self, message: CompleteMessage, owner: str, requested_at: datetime) -> Order | None:
@@ -159,7 +167,8 @@ class Requests:
         missing = self._uploads.missing(owner, message.upload, message.records)
         if missing:
             self._log.info("upload waits", dataset=message.dataset, upload=message.upload, missing=missing)
+            self._waiting(owner, message.dataset, message.upload)
             return None
-        uri = f"upload://{message.upload}"
+        uri = f"{UPLOAD_SCHEME}{message.upload}"
         source = Address(uri, lambda: self._uploads.joined(owner, message.upload, message.records))
         return self._order(self._wish(message, owner), [self._pins.pin(source, owner)], requested_at)

@@ -13,7 +13,7 @@ import zstandard
 
 from shortstack.ingestion.reading.items import Limits, Unreadable
 
-__all__ = ["open_capped"]
+__all__ = ["check_unfolded", "open_capped"]
 
 _MAGIC: Final[dict[bytes, str]] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _ZSTD_PIECE: Final = 2048
@@ -52,6 +52,21 @@ _OPENERS: Final[dict[str, Callable[[BinaryIO], BinaryIO]]] = {
 }
 
 
+def check_unfolded(out: int, packed: int, limits: Limits) -> None:
+    """Judges how far ``packed`` bytes have unfolded: to ``out`` so far.
+
+    Raises:
+        Unreadable: beyond ``limits``.
+    """
+    bomb = out > limits.ratio_floor and out > limits.ratio * max(1, packed)
+    if bomb or out > limits.decompressed_bytes:
+        raise Unreadable(
+            f"{packed} compressed bytes unfold to more than {out}",
+            code="source_too_large",
+            remedy="Publish it uncompressed or in smaller files, if it is no mistake.",
+        )
+
+
 class _Capped(io.RawIOBase):
     """Reads through, counting; stops a bomb long before it fills anything."""
 
@@ -75,19 +90,9 @@ class _Capped(io.RawIOBase):
                 remedy="Compress and publish the file again.",
             ) from error
         self._out += len(data)
-        self._check()
+        check_unfolded(self._out, self._compressed, self._limits)
         buffer[: len(data)] = data
         return len(data)
-
-    def _check(self) -> None:
-        limits = self._limits
-        bomb = self._out > limits.ratio_floor and self._out > limits.ratio * self._compressed
-        if bomb or self._out > limits.decompressed_bytes:
-            raise Unreadable(
-                f"{self._compressed} compressed bytes unfold to more than {self._out}",
-                code="source_too_large",
-                remedy="Publish it uncompressed or in smaller files, if it is no mistake.",
-            )
 
     def close(self) -> None:
         self._inner.close()

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shortstack.core.errors import Invalid, did_you_mean
-from shortstack.ingestion.reading.decompression import open_capped
+from shortstack.ingestion.reading.decompression import check_unfolded, open_capped
 from shortstack.ingestion.reading.items import Item, Limits, Malformed, Unreadable
 from shortstack.ingestion.reading.json_values import json_values
 
@@ -182,7 +182,10 @@ def _parquet(path: Path, limits: Limits, positional: bool) -> Iterator[Item | Ma
         with pq.ParquetFile(path) as file:
             numbers = itertools.count(1)
             # 64 rows at a time: rows may be megabytes long, and each becomes Python objects.
+            unfolded, packed = 0, path.stat().st_size
             for batch in file.iter_batches(batch_size=64):
+                unfolded += batch.nbytes
+                check_unfolded(unfolded, packed, limits)
                 for value in batch.to_pylist():
                     yield Item(f"row {next(numbers)}", _plain(value))
     except MemoryError:  # Arrow's is one of its own exceptions too

@@ -110,10 +110,10 @@ class SourcePolicy:
         """An upload of parts that is closed and whole."""
         check_name(upload, param="source.uri")
         closing = self._uploads.closing(owner, upload)
-        missing = "its end" if closing is None else self._uploads.missing(owner, upload, closing["records"])
+        missing = "its end" if closing is None else self._uploads.missing(owner, upload, closing.records)
         if closing is None or missing:
             raise NotFound(f'upload "{upload}" is not whole: {missing} is missing', where=f"source {uri}")
-        return Address(uri, lambda: self._uploads.joined(owner, upload, closing["records"]))
+        return Address(uri, lambda: self._uploads.joined(owner, upload, closing.records))
 
     def _files(self, uri: str, path: str) -> list[Address]:
         if not path or "\0" in path:

@@ -256,6 +256,33 @@ class PublicationFailed(_message.Message):
 Global___PublicationFailed: _TypeAlias = PublicationFailed  # noqa: Y015
 
 @_typing.final
+class UploadWaiting(_message.Message):
+    """An upload in parts has begun and is not whole yet; its publication has no id before it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    dataset: _builtins.str
+    upload: _builtins.str
+    def __init__(
+        self,
+        *,
+        owner: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        upload: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "owner", b"owner", "upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadWaiting: _TypeAlias = UploadWaiting  # noqa: Y015
+
+@_typing.final
 class PublicationEvent(_message.Message):
     """Value of datasets.publications; key: publication."""
 
@@ -264,24 +291,28 @@ class PublicationEvent(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     ANNOUNCED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___Publication: ...
     @_builtins.property
     def announced(self) -> Global___SourceAnnounced: ...
     @_builtins.property
     def failed(self) -> Global___PublicationFailed: ...
+    @_builtins.property
+    def waiting(self) -> Global___UploadWaiting: ...
     def __init__(
         self,
         *,
         accepted: Global___Publication | None = ...,
         announced: Global___SourceAnnounced | None = ...,
         failed: Global___PublicationFailed | None = ...,
+        waiting: Global___UploadWaiting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "announced", b"announced", "event", b"event", "failed", b"failed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "announced", b"announced", "event", b"event", "failed", b"failed", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "announced", b"announced", "event", b"event", "failed", b"failed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "announced", b"announced", "event", b"event", "failed", b"failed", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "announced", "failed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "announced", "failed", "waiting"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
