@@ -164,6 +164,13 @@ class ModelBook:
         model.message = "; ".join([*said, *self._move(model, now)])
         self._touch(model, now)
 
+    def moved(self, name: str, url: str, now: datetime) -> None:
+        """A served model's server is at ``url`` now."""
+        model = self.models[name]
+        if model.endpoint.url != url:
+            model.endpoint.url = url
+            self._touch(model, now)
+
     def refuse(self, name: str, why: str, remedy: str, now: datetime) -> None:
         """The model never takes traffic."""
         model = self.models[name]

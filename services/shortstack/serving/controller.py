@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,13 +182,21 @@ class ServingController:
         now = self._clock.now()
         for name, folder in self._bases.items():
             self._book.base(name, self._endpoint(folder), now)
-        changes = [(model, self._rollout.reload) for model in self._book.served()]
-        changes += [(model, self._rollout.remove) for model in self._book.idle() if not self._shares(model)]
-        for model, change in changes:
-            try:
-                change(model.export)
-            except (Transient, Poison) as error:
-                self._telemetry.log.warning("server and models differ", model=model.name, error=str(error))
+        for model in self._book.served():
+            self._change(model, partial(self._reload, model.name))
+        for model in self._book.idle():
+            if not self._shares(model):
+                self._change(model, self._rollout.remove)
+
+    def _change(self, model: sv.ModelSnapshot, change: Callable[[tr.Export], None]) -> None:
+        try:
+            change(model.export)
+        except (Transient, Poison) as error:
+            self._telemetry.log.warning("server and models differ", model=model.name, error=str(error))
+
+    def _reload(self, name: str, export: tr.Export) -> None:
+        # A stack that was started again on other ports has its server elsewhere.
+        self._book.moved(name, self._rollout.reload(export), self._clock.now())
 
     def _shares(self, idle: sv.ModelSnapshot) -> bool:
         """Whether another model of the same files is in use; names differ by owner and suffix, weights do not."""
@@ -257,7 +266,7 @@ class ServingController:
         for key, record in changed.items():
             known = self._shown.get(key)
             self._show(key, record)
-            if _deployed(record) and (known is None or not _deployed(known) or key.startswith("alias/")):
+            if _deployed(record) and not _announced(known):
                 value = record.SerializeToString()
                 failpoint("serving.before_notice")
                 self._notify(topics.MODELS_DEPLOYED, key.partition("/")[2], value)
@@ -282,3 +291,11 @@ class ServingController:
 
 def _deployed(record: sv.ModelRecord) -> bool:
     return record.WhichOneof("record") == "alias" or record.model.state == sv.MODEL_STATE_SERVED
+
+
+def _announced(known: sv.ModelRecord | None) -> bool:
+    """Whether what was shown before has been announced: a base once, also if its server was away meanwhile."""
+    if known is None or known.WhichOneof("record") == "alias":
+        return False
+    base_was_up = not known.model.export.digest and known.model.endpoint.url != ""
+    return base_was_up or known.model.state == sv.MODEL_STATE_SERVED

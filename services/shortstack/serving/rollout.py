@@ -45,8 +45,8 @@ class Rollout(Protocol):
         """
         ...
 
-    def reload(self, export: Export) -> None:
-        """Makes sure that a proven model is still there, after a server's restart."""
+    def reload(self, export: Export) -> str:
+        """Makes sure that a proven model is still there, after a server's restart; the server's URL."""
         ...
 
     def remove(self, export: Export) -> None:
@@ -96,10 +96,11 @@ class EmbeddedRollout:
         proof = prove(self._client, fetched.probes(), render, adapter_id=endpoint.adapter_id, base=self._client)
         return RolledOut(endpoint, proof)
 
-    def reload(self, export: Export) -> None:
+    def reload(self, export: Export) -> str:
         """See `Rollout.reload`."""
         if adapter_of(export) not in self._client.adapters():
             self._load(export)
+        return self._client.url
 
     def remove(self, export: Export) -> None:
         """See `Rollout.remove`."""

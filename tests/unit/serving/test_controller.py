@@ -151,6 +151,22 @@ def test_an_inference_server_that_was_started_anew_is_given_its_models_again(wor
     assert world.rollout.rolled_out == ["a" * 64]
 
 
+def test_models_follow_their_server_to_another_address_and_nothing_is_announced_again(world: World) -> None:
+    model = world.trained("ftjob-1", "a")
+    with world.started() as running:
+        running.settle(model, SERVED)
+        running.settle(BASE, SERVED)
+    before = len(world.messages(topics.MODELS_DEPLOYED))
+    world.rollout.url, world.rollout.up = "http://elsewhere", False
+    with world.started() as again:
+        again.until(lambda: again.controller.shown()[f"model/{BASE}"].model.state == sv.MODEL_STATE_LOADING)
+        world.rollout.up = True
+        again.until(lambda: again.controller.shown()[f"model/{model}"].model.endpoint.url == "http://elsewhere")
+        assert again.settle(BASE, SERVED).endpoint.url == "http://elsewhere"
+    assert world.rollout.rolled_out == ["a" * 64]
+    assert len(world.messages(topics.MODELS_DEPLOYED)) == before
+
+
 def test_bases_are_served_while_their_server_is_up(world: World) -> None:
     with world.started() as running:
         running.settle(BASE, SERVED)

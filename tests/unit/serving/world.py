@@ -46,9 +46,10 @@ class FakeRollout:
         self.held: set[str] = set()
         self.rolled_out: list[str] = []
         self.up = True
+        self.url = "http://server"
 
     def base(self, folder: Path) -> sv.Endpoint | None:
-        return sv.Endpoint(url="http://server", prompt_format="base") if self.up else None
+        return sv.Endpoint(url=self.url, prompt_format="base") if self.up else None
 
     def roll_out(self, export: tr.Export, proving: Callable[[], None]) -> RolledOut:
         self.rolled_out.append(export.digest)
@@ -57,10 +58,11 @@ class FakeRollout:
         outcome = self.outcomes.get(export.digest, Proof(PASSED, REFUSED))
         if isinstance(outcome, ShortstackError):
             raise outcome
-        return RolledOut(sv.Endpoint(url="http://server", adapter_id=export.digest[:12]), outcome)
+        return RolledOut(sv.Endpoint(url=self.url, adapter_id=export.digest[:12]), outcome)
 
-    def reload(self, export: tr.Export) -> None:
+    def reload(self, export: tr.Export) -> str:
         self.held.add(export.digest)
+        return self.url
 
     def remove(self, export: tr.Export) -> None:
         self.held.discard(export.digest)
