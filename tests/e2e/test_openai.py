@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from tests.e2e.stack import BASE, JOB_ENDED, Stack, holds
+from tests.e2e.stack import BASE, Stack, holds
 
 from shortstack.messages.v1 import training_pb2 as tr
 
@@ -130,4 +130,3 @@ def test_a_running_job_is_cancelled_at_once_and_for_good(stack: Stack) -> None:
         with pytest.raises(openai.NotFoundError):
             client.fine_tuning.jobs.retrieve("ftjob-000000000000000000000000")
     assert run
-    assert all(found.job.state in JOB_ENDED for found in stack.jobs().values())
