@@ -42,6 +42,7 @@ from shortstack.streams import topics
 from shortstack.streams.broker import Broker, Delivery, Producer, Reader
 from shortstack.streams.decoding import UNREADABLE
 from shortstack.streams.envelope import header, outbound
+from shortstack.streams.notices import Notices
 from shortstack.streams.set_aside import SetAside
 from shortstack.streams.state import StateWriter
 
@@ -79,6 +80,7 @@ class DatasetController:
         self._snapshots: dict[str, DatasetSnapshot] = {}
         self._reader: Reader | None = None
         self._producer: Producer | None = None
+        self._ready: Notices | None = None
         self._failures: dict[str, int] = {}
         self._aside: dict[str, SetAside] = {}
         self._readers: dict[str, Callable[[bytes], None]] = {
@@ -97,6 +99,9 @@ class DatasetController:
         for publication, dataset in self._datasets.by_publication.items():
             self._show(publication, dataset.snapshot)
         self._producer = self._broker.producer()
+        self._ready = Notices(self._broker, topics.DATASETS_READY, _SOURCE, self._clock)
+        for dataset in self._datasets.by_publication.values():
+            self._tell_ready(dataset.snapshot)
         for name in self._readers:
             self._aside[name] = SetAside(self._broker, topics.TOPICS[name], _SOURCE, self._telemetry, self._clock)
         self._reader = self._broker.reader(list(self._readers))
@@ -114,11 +119,11 @@ class DatasetController:
         """Children under way end with the process or go on to no harm: what they write is named by its content."""
         if self._reader is not None:
             self._reader.close()
-        for sending in (self._producer, *self._aside.values()):
+        for sending in (self._producer, self._ready, *self._aside.values()):
             if sending is not None:
                 sending.close(self._config.shutdown_grace_s / 4)
         self._writer.close()
-        self._reader = self._producer = None
+        self._reader = self._producer = self._ready = None
         self._aside = {}
 
     def _read(self, reader: Reader) -> None:
@@ -274,16 +279,14 @@ class DatasetController:
 
     def _write(self, publication: str, dataset: Dataset) -> None:
         dataset.snapshot.updated_at.FromDatetime(self._clock.now().astimezone(UTC).replace(tzinfo=None))
-        known = self._snapshots.get(publication)
         self._writer.put(publication, dataset.snapshot)
         dataset.dirty = False
         dataset.forget()
         self._written_at[publication] = self._clock.monotonic()
         self._notify(dataset.snapshot, topics.DATASETS_EVENTS)
-        became_ready = known is None or known.state != DATASET_STATE_READY
-        if dataset.snapshot.state == DATASET_STATE_READY and became_ready:
+        if dataset.snapshot.state == DATASET_STATE_READY:
             failpoint("assembly.before_notice")
-            self._notify(dataset.snapshot, topics.DATASETS_READY)
+            self._tell_ready(dataset.snapshot)
         self._show(publication, dataset.snapshot)
 
     def _show(self, publication: str, snapshot: DatasetSnapshot) -> None:
@@ -296,6 +299,14 @@ class DatasetController:
         for state in DatasetState.values()[1:]:
             name = DatasetState.Name(state).removeprefix("DATASET_STATE_").lower()
             self._telemetry.metrics.datasets.labels(name).set(states[state])
+
+    def _tell_ready(self, snapshot: DatasetSnapshot) -> None:
+        """One notice an attempt."""
+        assert self._ready is not None
+        if snapshot.state == DATASET_STATE_READY:
+            publication = snapshot.publication
+            name = f"{publication.publication}/{publication.attempt}"
+            self._ready.tell(name, publication.publication, snapshot.SerializeToString(), snapshot.updated_at)
 
     def _notify(self, snapshot: DatasetSnapshot, topic: topics.Topic) -> None:
         assert self._producer is not None

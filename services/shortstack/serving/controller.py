@@ -29,8 +29,8 @@ from shortstack.serving.book import ModelBook
 from shortstack.serving.config import ServingConfig
 from shortstack.serving.rollout import RolledOut, Rollout
 from shortstack.streams import topics
-from shortstack.streams.broker import Broker, Delivery, Producer, Reader
-from shortstack.streams.envelope import outbound
+from shortstack.streams.broker import Broker, Delivery, Reader
+from shortstack.streams.notices import Notices
 from shortstack.streams.set_aside import SetAside
 from shortstack.streams.state import StateReader, StateWriter
 
@@ -70,7 +70,7 @@ class ServingController:
         self._book = ModelBook()
         self._aside: SetAside | None = None
         self._reader: Reader | None = None
-        self._producer: Producer | None = None
+        self._deployed: Notices | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._rolling: _RollingOut | None = None
         self._not_before: dict[str, float] = {}
@@ -91,7 +91,9 @@ class ServingController:
             self._show(key, record)
         self._count()
         self._training.wait_caught_up(30.0)
-        self._producer = self._broker.producer()
+        self._deployed = Notices(self._broker, topics.MODELS_DEPLOYED, _SOURCE, self._clock)
+        for key, record in self._writer.latest.items():
+            self._tell_deployed(key, record, again=False)
         self._aside = SetAside(self._broker, topics.MODELS_REQUESTS, _SOURCE, self._telemetry, self._clock)
         self._reader = self._broker.reader([topics.MODELS_REQUESTS.name])
         while not self._reader.caught_up():
@@ -116,7 +118,7 @@ class ServingController:
         """Lets go of connections."""
         if self._reader is not None:
             self._reader.close()
-        for sending in (self._producer, self._aside):
+        for sending in (self._deployed, self._aside):
             if sending is not None:
                 with suppress(Transient):  # the broker is away; snapshots that count were acknowledged
                     sending.close(self._config.shutdown_grace_s / 4)
@@ -124,7 +126,7 @@ class ServingController:
             self._pool.shutdown(wait=False, cancel_futures=True)
         self._writer.close()
         self._rolling = self._pool = None
-        self._reader = self._producer = self._aside = None
+        self._reader = self._deployed = self._aside = None
 
     # For the API's threads.
 
@@ -267,19 +269,26 @@ class ServingController:
             known = self._shown.get(key)
             self._show(key, record)
             if _deployed(record) and not _announced(known):
-                value = record.SerializeToString()
                 failpoint("serving.before_notice")
-                self._notify(topics.MODELS_DEPLOYED, key.partition("/")[2], value)
+                self._tell_deployed(key, record, again=True)
 
     def _count(self) -> None:
         states = Counter(sv.ModelState.Name(model.state) for model in self._book.models.values())
         for state, _ in sv.ModelState.items():
             self._telemetry.metrics.models.labels(state.removeprefix("MODEL_STATE_").lower()).set(states[state])
 
-    def _notify(self, topic: topics.Topic, key: str, value: bytes) -> None:
-        assert self._producer is not None
-        type_ = f"shortstack.{topic.name}"
-        self._producer.send(outbound(topic, key, value, type=type_, source=_SOURCE, clock=self._clock))
+    def _tell_deployed(self, key: str, record: sv.ModelRecord, *, again: bool) -> None:
+        """One notice a move of an alias, and one a model, with more if it is served ``again`` after a withdrawal."""
+        assert self._deployed is not None
+        if not _deployed(record):
+            return
+        kind = record.WhichOneof("record")
+        since = record.alias.requested_at if kind == "alias" else record.model.created_at
+        changed = record.alias.updated_at if kind == "alias" else record.model.updated_at
+        name = f"{key}/{since.ToNanoseconds()}"
+        if again and self._deployed.told(name):
+            name = f"{key}/{changed.ToNanoseconds()}"
+        self._deployed.tell(name, key.partition("/")[2], record.SerializeToString(), changed)
 
     def _show(self, key: str, record: sv.ModelRecord) -> None:
         copy = sv.ModelRecord()

@@ -27,6 +27,7 @@ from shortstack.messages.v1.serving_pb2 import ModelRecord
 from shortstack.streams import topics
 from shortstack.streams.broker import Broker, Delivery, Producer, Reader
 from shortstack.streams.envelope import outbound
+from shortstack.streams.notices import Notices
 from shortstack.streams.set_aside import SetAside
 from shortstack.streams.state import StateReader, StateWriter
 from shortstack.training.book import JOB_ENDED, JobBook, stamp
@@ -66,6 +67,7 @@ class TrainingController:
         self._aside: SetAside | None = None
         self._reader: Reader | None = None
         self._producer: Producer | None = None
+        self._ready: Notices | None = None
         self._written_at: dict[str, float] = {}
         self._changed = threading.Condition()
         self._shown: dict[str, tr.TrainingRecord] = {}
@@ -82,6 +84,9 @@ class TrainingController:
             self._show(key, record)
         self._count()
         self._producer = self._broker.producer()
+        self._ready = Notices(self._broker, topics.MODELS_READY, _SOURCE, self._clock)
+        for record in self._writer.latest.values():
+            self._tell_ready(record.run)
         self._aside = SetAside(self._broker, topics.TRAINING_REQUESTS, _SOURCE, self._telemetry, self._clock)
         self._reader = self._broker.reader([topics.TRAINING_REQUESTS.name, topics.TRAINING_EVENTS.name])
         while not self._reader.caught_up():
@@ -102,12 +107,12 @@ class TrainingController:
         """Lets go of connections; attempts go on."""
         if self._reader is not None:
             self._reader.close()
-        for sending in (self._producer, self._aside):
+        for sending in (self._producer, self._ready, self._aside):
             if sending is not None:
                 with suppress(Transient):  # the broker is away; snapshots that count were acknowledged
                     sending.close(self._config.shutdown_grace_s / 4)
         self._writer.close()
-        self._reader = self._producer = self._aside = None
+        self._reader = self._producer = self._ready = self._aside = None
 
     def _new_book(self) -> JobBook:
         config = self._config
@@ -346,7 +351,7 @@ class TrainingController:
         if record.WhichOneof("record") == "run":
             if record.run.state == tr.RUN_STATE_SUCCEEDED:
                 failpoint("training.before_notice")
-                self._notify(topics.MODELS_READY, record.run.run, record.run.SerializeToString())
+                self._tell_ready(record.run)
             return
         job = record.job
         name = tr.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
@@ -362,6 +367,12 @@ class TrainingController:
         )
         stamp(event.time, self._clock.now())
         self._notify(topics.TRAINING_EVENTS, job.job, event.SerializeToString())
+
+    def _tell_ready(self, run: tr.RunSnapshot) -> None:
+        """One notice a run."""
+        assert self._ready is not None
+        if run.state == tr.RUN_STATE_SUCCEEDED:
+            self._ready.tell(f"{run.run}/{run.attempt}", run.run, run.SerializeToString(), run.finished_at)
 
     def _notify(self, topic: topics.Topic, key: str, value: bytes) -> None:
         assert self._producer is not None
