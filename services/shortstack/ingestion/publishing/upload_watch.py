@@ -7,7 +7,6 @@ failure stand there too. So what still waits is what the topic says, after a res
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -21,13 +20,13 @@ from shortstack.ingestion.sources.uploads import Uploads
 from shortstack.messages.v1.dataset_pb2 import PublicationEvent, PublicationFailed, UploadWaiting
 from shortstack.streams.broker import Broker, Delivery, Producer, Reader
 from shortstack.streams.envelope import SUBJECT, outbound
+from shortstack.streams.following import Following
 from shortstack.streams.topics import DATASETS_PUBLICATIONS
 
 __all__ = ["UPLOAD_SCHEME", "UploadWatch", "upload_publication"]
 
 UPLOAD_SCHEME: Final = "upload://"
 _POLL_S: Final = 0.2
-_RETRY_S: Final = 1.0
 _ACK_S: Final = 30.0
 _REFRESHES: Final = 24
 """How often, within the time to fail, an upload whose parts keep coming is said to be alive."""
@@ -38,7 +37,7 @@ def upload_publication(owner: str, upload: str) -> str:
     return identity("upload", owner, upload)
 
 
-class UploadWatch:
+class UploadWatch(Following):
     """A component with one thread. `waiting` may be called from any.
 
     Args:
@@ -48,26 +47,14 @@ class UploadWatch:
     def __init__(
         self, broker: Broker, uploads: Uploads, clock: Clock, log: structlog.stdlib.BoundLogger, *, after: timedelta
     ) -> None:
-        self._broker, self._uploads, self._clock, self._log, self._after = broker, uploads, clock, log, after
+        super().__init__(broker, DATASETS_PUBLICATIONS.name, self._look)
+        self._uploads, self._clock, self._log, self._after = uploads, clock, log, after
         self._producer: Producer = broker.producer()
         self._lock = threading.Lock()
         self._waiting: dict[tuple[str, str], tuple[str, datetime]] = {}
         self._by_id: dict[str, tuple[str, str]] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
         self.looks = 0
         """How often it has looked for overdue uploads; rises while it works."""
-        self.failed: Exception | None = None
-
-    def start(self) -> None:
-        """Begins to follow the topic."""
-        self._thread.start()
-
-    def stop(self, deadline_s: float) -> None:
-        """Lets go."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(deadline_s)
 
     def waiting(self, owner: str, dataset: str, upload: str) -> None:
         """Says that an upload is not whole, unless that was said just now; returns once Kafka has it.
@@ -97,27 +84,7 @@ class UploadWatch:
         self._producer.flush(_ACK_S)
         sent.result(0)
 
-    def _run(self) -> None:
-        try:
-            reader = self._connected()
-            if reader is None:
-                return
-            try:
-                while not self._stopping.is_set():
-                    self._step(reader)
-            finally:
-                reader.close()
-        except Exception as error:  # noqa: BLE001 - `run_until_signal` ends the process with it
-            self.failed = error
-
-    def _connected(self) -> Reader | None:
-        while not self._stopping.is_set():
-            with suppress(Transient):  # the broker is away, or the topic not created yet
-                return self._broker.reader([DATASETS_PUBLICATIONS.name])
-            self._stopping.wait(_RETRY_S)
-        return None
-
-    def _step(self, reader: Reader) -> None:
+    def _look(self, reader: Reader) -> None:
         try:
             for delivery in reader.poll(_POLL_S):
                 self._take(delivery)
@@ -126,7 +93,7 @@ class UploadWatch:
                 self.looks += 1
         except Transient as error:
             self._log.warning("uploads are looked at again", error=str(error))
-            self._stopping.wait(_RETRY_S)
+            raise
 
     def _take(self, delivery: Delivery) -> None:
         try:
