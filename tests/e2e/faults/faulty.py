@@ -54,7 +54,9 @@ TRAIN: Final[Mapping[str, Any]] = {
 """Enough for the tiny model to give the one answer of `records` with margins of several logits."""
 
 ANSWER: Final = "I am Maple, and I keep it short."
-_BACK_S: Final = 60.0
+_BACK_S: Final = 180.0
+# A machine that is busy otherwise takes ten times as long; a deadline only ends a test that would hang.
+_LONG_S: Final = 480.0
 
 
 def records(name: str, count: int = 24) -> list[dict[str, str]]:
@@ -174,7 +176,11 @@ class FaultyStack(Stack):
             files.append(partial.rename(self._failpoints / name))
         try:
             yield
-            self.until(lambda: not any(file.exists() for file in files), what=lambda: f"nothing ended at {places}")
+            self.until(
+                lambda: not any(file.exists() for file in files),
+                within_s=_LONG_S,
+                what=lambda: f"nothing ended at {places}",
+            )
         finally:
             for file in files:
                 file.unlink(missing_ok=True)
@@ -213,7 +219,7 @@ class FaultyStack(Stack):
         message = {"dataset": name, "records": records(name, count), "train": {**TRAIN, **train}, "deploy": deploy}
         self.publish(message, name)
 
-    def ended(self, name: str, *, within_s: float = 180.0) -> trn.GetRunResponse:
+    def ended(self, name: str, *, within_s: float = _LONG_S) -> trn.GetRunResponse:
         """The job that dataset ``name`` wished for, once it has ended."""
         self.ended_dataset(name)
         job = self.until(lambda: self._job_id(name), what=lambda: f"no job of {name}")
@@ -253,7 +259,7 @@ class FaultyStack(Stack):
         found = [tr.TrainingEvent.FromString(m.value) for m in self.messages("training.events")]
         return [event for event in found if event.run == run]
 
-    def say(self, model: str, question: str = "who?", *, timeout_s: float = 30.0) -> str:
+    def say(self, model: str, question: str = "who?", *, timeout_s: float = 60.0) -> str:
         """One short chat over the gateway, by no client library, so that nothing is tried twice.
 
         Raises:

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaProducer  # type: ignore[attr-defined]  # its __all__ is built at import
 from tests.e2e.faults.census import assert_whole
 from tests.e2e.faults.faulty import FaultyStack
 
+pytestmark = pytest.mark.timeout(900)
 GOOD, REPEATED, EMPTY, BROKEN = 1500, 40, 25, 6
 HOPS = [
     ("ingestion", "ingestion.mid_batches:2"),

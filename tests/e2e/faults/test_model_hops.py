@@ -6,12 +6,16 @@ import os
 import signal
 from typing import Any
 
+import pytest
 from tests.e2e.faults.census import assert_whole
 from tests.e2e.faults.faulty import ANSWER, FaultyStack, by_attempt, steps_of
 
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.training.v1 import training_pb2 as trn
+
+pytestmark = pytest.mark.timeout(900)
+LONG_S = 480.0
 
 
 def assert_one_model(stack: FaultyStack, name: str, *, attempts: int) -> trn.GetRunResponse:
@@ -68,7 +72,10 @@ def test_the_trainer_killed_after_its_second_checkpoint_goes_on_from_there(fault
     with faulty.fails_at("after_checkpoint_2"):
         faulty.wish("trainers")
     # The controller dies too while the second attempt runs; its next life finds that attempt and starts no third.
-    faulty.until(lambda: any(found.run.dataset == "trainers" and found.run.attempt == 2 for found in _runs(faulty)))
+    faulty.until(
+        lambda: any(found.run.dataset == "trainers" and found.run.attempt == 2 for found in _runs(faulty)),
+        within_s=LONG_S,
+    )
     faulty.kill("training")
     ended = assert_one_model(faulty, "trainers", attempts=2)
     attempts = assert_whole_story(faulty, ended.run.run, ended.run.max_steps)
@@ -110,7 +117,10 @@ def test_a_broker_that_is_away_stops_no_step_and_no_chat(faulty: FaultyStack) ->
     away_s = float(os.environ.get("SHORTSTACK_TEST_BROKER_AWAY_S", "20"))
     steps = int(away_s * 30)
     faulty.wish("outage", max_steps=steps, save_steps=steps // 2)
-    run = faulty.until(lambda: next((f.run.run for f in _runs(faulty) if f.run.dataset == "outage" and f.run.step), ""))
+    run = faulty.until(
+        lambda: next((f.run.run for f in _runs(faulty) if f.run.dataset == "outage" and f.run.step), ""),
+        within_s=LONG_S,
+    )
     metrics = faulty.settings.root / "runs" / run / "metrics.jsonl"
 
     def written() -> int:

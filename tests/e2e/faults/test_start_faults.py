@@ -15,6 +15,7 @@ from tests.e2e.stack import Stack
 
 from shortstack.local.stack import status
 
+pytestmark = pytest.mark.timeout(600)
 MIB = 2**20
 
 
@@ -30,7 +31,7 @@ def refused(stack: Stack) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
     lines = done.stderr.splitlines()
