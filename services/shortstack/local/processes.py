@@ -164,9 +164,13 @@ def write_record(folder: Path, record: ProcessRecord) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, scratch = tempfile.mkstemp(prefix=f".{record.service}.", dir=folder)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(asdict(record), stream)
-        Path(scratch).replace(folder / f"{record.service}.json")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                json.dump(asdict(record), stream)
+            Path(scratch).replace(folder / f"{record.service}.json")
+        except OSError:
+            Path(scratch).unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise Fatal(
             f"its state cannot be written ({error.strerror})",

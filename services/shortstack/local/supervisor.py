@@ -14,10 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from shortstack.core.errors import ShortstackError, wire_code
+from shortstack.core.errors import Fatal, ShortstackError, wire_code
 from shortstack.local.processes import ProcessRecord, created_at, end_process, launch, write_record
 from shortstack.local.services import Probe, ServiceSpec, Stage, local_stages
 from shortstack.local.settings import LocalSettings
@@ -102,6 +103,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._started_at = time.time()
         self._probes = ThreadPoolExecutor(8, thread_name_prefix="probe")
+        self._states_must_be_told = True
 
     def stop(self) -> None:
         """Asks `run` to end; safe from a signal handler and from other threads."""
@@ -119,6 +121,7 @@ class Supervisor:
             while not self._stopping.wait(_TICK_S):
                 self._tick()
         except ShortstackError as error:
+            self._states_must_be_told = False
             self._report("failed", str(error))
             raise
         else:
@@ -140,6 +143,7 @@ class Supervisor:
         if not self._all_ready(self._charges, end):
             return
         self._report("ready")
+        self._states_must_be_told = False
         self._say(f"all ready after {time.monotonic() - began:.1f} s")
 
     def _admit(self, spec: ServiceSpec) -> _Charge:
@@ -193,7 +197,7 @@ class Supervisor:
             ports=dict(spec.ports),
             restarts=charge.restarts,
         )
-        write_record(self._settings.run_folder, charge.record)
+        self._write(charge.record)
         self._say(f"{spec.name}: starting")
 
     def _start_again(self, charge: _Charge) -> None:
@@ -246,7 +250,7 @@ class Supervisor:
     def _set_state(self, charge: _Charge, state: str, error: str = "") -> None:
         if charge.record is not None:
             charge.record = replace(charge.record, state=state, error=error)
-            write_record(self._settings.run_folder, charge.record)
+            self._write(charge.record)
 
     def _stop_all(self) -> None:
         """In reverse order under one deadline; the broker, started first, thus goes last."""
@@ -256,14 +260,34 @@ class Supervisor:
                 self._say(f"{charge.spec.name}: stopping")
                 if not end_process(charge.record, max(1.0, end - time.monotonic())):
                     self._say(f"{charge.spec.name}: did not stop in time and was killed")
-                charge.process.wait(5.0)
+                self._reap(charge.spec.name, charge.process)
             (self._settings.run_folder / f"{charge.spec.name}.json").unlink(missing_ok=True)
         self._probes.shutdown(wait=False, cancel_futures=True)
+
+    def _reap(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        try:
+            process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            # Stuck in the kernel: the others must be stopped all the same.
+            self._say(f"{name}: process {process.pid} does not go even when killed")
+
+    def _write(self, record: ProcessRecord) -> None:
+        """Writes a state file. A start fails where that cannot be done; a stack that runs goes on.
+
+        Raises:
+            Fatal: the disk is full or the folder cannot be written, and not everything has been ready yet.
+        """
+        try:
+            write_record(self._settings.run_folder, record)
+        except Fatal as error:
+            if self._states_must_be_told:
+                raise
+            self._say(f"{record.service}: {error}")
 
     def _report(self, state: str, error: str = "") -> None:
         """Says in a file of its own how the whole is; `stack.up` waits for it."""
         own = ProcessRecord(SUPERVISOR, os.getpid(), created_at(os.getpid()), state, self._started_at, error=error)
-        write_record(self._settings.run_folder, own)
+        self._write(own)
 
 
 def main() -> int:
@@ -280,8 +304,10 @@ def main() -> int:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
-    sys.stderr.flush()
+    # It goes to a file: a full disk must not end what supervises everything else.
+    with suppress(OSError):
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

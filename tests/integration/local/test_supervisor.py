@@ -158,3 +158,18 @@ def test_a_start_that_makes_no_sense_is_not_tried(yard: Yard) -> None:
     with pytest.raises(ShortstackError, match="port 1 is taken"):
         Supervisor(yard.settings, [Stage([refused])]).run()
     assert yard.lines() == []
+
+
+def test_a_full_disk_stops_nothing_that_runs(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shortstack.local import supervisor as module
+
+    def full(*_: object) -> None:
+        raise Fatal("its state cannot be written (No space left on device)", where="run")
+
+    with running(yard, Stage([yard.toy("first", 1), yard.toy("second", 2)])):
+        pid = yard.pid("first")
+        monkeypatch.setattr(module, "write_record", full)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: yard.lines().count("started first") == 2)
+        assert "ended second" not in yard.lines()
+    assert {"ended first", "ended second"} <= set(yard.lines())

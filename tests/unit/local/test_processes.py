@@ -42,3 +42,13 @@ def test_the_last_lines_of_a_log_are_those_of_this_life(tmp_path: Path) -> None:
     log.write_text("old 1\nold 2\nnew 1\nnew 2\n")
     assert last_lines(log, 5, since=start) == ["new 1", "new 2"]
     assert last_lines(tmp_path / "none") == []
+
+
+def test_a_state_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shortstack.local.processes.json.dump", full)
+    with pytest.raises(Fatal, match="No space left"):
+        write_record(tmp_path, ProcessRecord("kafka", 1, 0.0, "ready", 0.0))
+    assert list(tmp_path.iterdir()) == []
