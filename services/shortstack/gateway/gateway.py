@@ -80,13 +80,7 @@ class Gateway:
             serving = await stack.enter_async_context(aio_channel(config.serving_address))
             training = await stack.enter_async_context(aio_channel(config.training_address))
             ingestion = await stack.enter_async_context(aio_channel(config.ingestion_address))
-            timeouts = UpstreamTimeouts(
-                config.upstream_connect_timeout_s,
-                config.upstream_read_timeout_s,
-                config.stream_max_s,
-                config.stream_gather_s,
-            )
-            upstream = await stack.enter_async_context(Upstream(timeouts))
+            upstream = await stack.enter_async_context(Upstream(_timeouts(config)))
             usage = UsageLedger(given.engine, telemetry.metrics, given.clock.now, telemetry.log)
             stack.push_async_callback(usage.flush)
             watch = RouteWatch(serving, config.model_aliases, self._routes_changed, telemetry.log)
@@ -96,9 +90,14 @@ class Gateway:
             files = FileStore(given.engine, given.blobs, config.folder / "uploads", given.clock)
             jobs = JobService(training, ingestion, files, given.base_models, config.rpc_timeout_s)
             chat = ChatService(lambda: watch.table, prompters, upstream, telemetry.metrics)
-            loops = (watch.run(), usage.run(config.usage_flush_s), self._beat(), self._warm(watch, prompters))
-            for loop in loops:
-                stack.push_async_callback(_end, _started(loop))
+            loops = {
+                "routes": watch.run(),
+                "usage": usage.run(config.usage_flush_s),
+                "tokenizers": self._warm(watch, prompters),
+            }
+            tasks = [self._started(name, loop) for name, loop in loops.items()]
+            for task in (*tasks, asyncio.create_task(self._beat(tasks))):
+                stack.push_async_callback(_end, task)
             routers = [
                 chat_router(chat, auth, usage, config.messages_max),
                 models_router(lambda: watch.table, auth),
@@ -138,15 +137,28 @@ class Gateway:
                 except ApiError as error:
                     self._resources.telemetry.log.warning("model not warmed", model=model.name, error=error.message)
 
-    async def _beat(self) -> None:
-        """The event loop turns: that is what alive means here."""
-        while True:
+    def _started(self, name: str, loop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a loop that ends by being cancelled alone; that it died is said at once."""
+        task = asyncio.create_task(loop, name=name)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self._health.ready(f"{task.get_name()} loop", False, "it has ended; the gateway must be started again")
+            self._resources.telemetry.log.error("a loop ended", loop=task.get_name(), exc_info=task.exception())
+
+    async def _beat(self, loops: list[asyncio.Task[None]]) -> None:
+        """The event loop turns, and every loop in it lives: that is what alive means here."""
+        while not any(loop.done() for loop in loops):
             self._health.progress()
             await asyncio.sleep(_BEAT_S)
 
 
-def _started(loop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    return asyncio.create_task(loop)
+def _timeouts(config: GatewayConfig) -> UpstreamTimeouts:
+    return UpstreamTimeouts(
+        config.upstream_connect_timeout_s, config.upstream_read_timeout_s, config.stream_max_s, config.stream_gather_s
+    )
 
 
 async def _end(task: asyncio.Task[None]) -> None:

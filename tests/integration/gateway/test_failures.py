@@ -95,3 +95,19 @@ def test_a_tokenizer_that_is_none_stops_its_own_model_alone(stack: Stack) -> Non
     assert (caught.value.status_code, caught.value.code) == (503, "tokenizer_unavailable")
     stack.serve("later")
     assert stack.client().chat.completions.create(model="later", messages=QUESTION).choices[0].message.content
+
+
+def test_a_loop_that_dies_is_told_and_the_gateway_goes_on_answering(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shortstack.gateway.chat.prompter import Prompters
+
+    async def dies(*_: object) -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    monkeypatch.setattr(Prompters, "warm", dies)
+    stack.serve("another")
+    wait_until(lambda: httpx.get(f"{stack.url}/readyz").status_code == 503, "the gateway is not ready")
+    assert "tokenizers loop" in httpx.get(f"{stack.url}/readyz").json()["waiting"]
+    assert "nobody foresaw this" in stack.logs.getvalue()
+    assert stack.client().chat.completions.create(model=BASE, messages=QUESTION).choices[0].message.content
