@@ -114,10 +114,13 @@ def publish(
     )
     errors().print(f"Published to {answer.topic}[{answer.partition}] at {answer.offset}", markup=False)
     if wait:
-        after = watch_dataset(connection, name, known, [file_sha256(file) for file in files])
-        _print_report(after)
-        if after.state != ds.DATASET_STATE_READY:
-            raise typer.Exit(_FAILED)
+        _end_with(watch_dataset(connection, name, known, [file_sha256(file) for file in files]))
+
+
+def _end_with(ended: ds.DatasetSnapshot) -> None:
+    _print_report(ended)
+    if ended.state != ds.DATASET_STATE_READY:
+        raise typer.Exit(_FAILED)
 
 
 def known_publications(connection: Connection, name: str) -> dict[str, ds.DatasetSnapshot]:
@@ -144,14 +147,7 @@ def watch_dataset(
         errors().print("Nothing is new: this was published before, with the same settings.")
         return max(same, key=lambda old: old.publication.accepted_at.ToNanoseconds())
     request = ing.WatchDatasetRequest(owner=connection.owner, dataset=name)
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.fields[of]} records"),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=errors(), transient=False) as progress:
+    with _bars() as progress:
         task = progress.add_task(name, total=None, of="?", rate="")
         for answer in connection.ingestion.WatchDataset(request):
             snapshot = answer.dataset
@@ -169,6 +165,17 @@ def watch_dataset(
             if snapshot.state in _ENDED:
                 return snapshot
     raise NotFound(f'no dataset "{name}"')
+
+
+def _bars() -> Progress:
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.fields[of]} records"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=errors(), transient=False)
 
 
 def _is_news(connection: Connection, name: str, known: Mapping[str, ds.DatasetSnapshot]) -> bool:
