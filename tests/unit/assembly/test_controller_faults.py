@@ -215,3 +215,17 @@ def test_a_finished_dataset_keeps_no_ledger_in_memory(world: World) -> None:
             turn_until(controller, state_is(ds.DATASET_STATE_READY))
             controller.turn()
             assert controller.segments("pub-faq") == []
+
+
+def test_an_upload_that_failed_is_a_failed_dataset_with_its_reason(world: World) -> None:
+    """It never had a publication; waiting alone says nothing about any dataset."""
+    world.event(ds.PublicationEvent(waiting=ds.UploadWaiting(owner="default", dataset="faq", upload="u")))
+    failed = ds.PublicationFailed(
+        publication="pub-upload", attempt=1, owner="default", dataset="faq", error="missing: the part from 2 on"
+    )
+    with world.controller() as controller:
+        controller.turn()
+        assert controller.snapshots() == {}
+        world.event(ds.PublicationEvent(failed=failed))
+        turn_until(controller, state_is(ds.DATASET_STATE_FAILED, "pub-upload"))
+        assert controller.snapshots()["pub-upload"].message == "missing: the part from 2 on"

@@ -28,7 +28,8 @@ DEADLINE_S = 20
 
 
 def event_key(event: ds.PublicationEvent) -> str:
-    return getattr(event, event.WhichOneof("event") or "accepted").publication
+    inner = getattr(event, event.WhichOneof("event") or "accepted")
+    return str(getattr(inner, "publication", "none"))
 
 
 class World:
