@@ -52,19 +52,31 @@ def chat(
             _turn(api, name, history, message, context, temperature)
             return
         errors().print(f"Chatting with {name}. Ctrl-D ends.", markup=False)
-        while True:
-            try:
-                line = input("> ")
-            except EOFError:
-                return
-            if line.strip():
-                _turn(api, name, history, line, context, temperature)
+        _converse(api, name, history, context, temperature)
     except openai.APIConnectionError as error:
         raise Transient(f"the gateway does not answer at {connection.gateway_url}") from error
     except openai.APIStatusError as error:
         raise gateway_error(error.status_code, error.body or error.message) from error
     except openai.APIError as error:
         raise Transient(f"the answer broke off: {error.message}", where="gateway") from error
+
+
+def _converse(api: openai.OpenAI, model: str, history: list[Any], context: str | None, temperature: float) -> None:
+    """Turns until Ctrl-D. A question that is refused is forgotten, so that the next one can be asked."""
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            return
+        if not line.strip():
+            continue
+        before = len(history)
+        try:
+            _turn(api, model, history, line, context, temperature)
+        except openai.APIStatusError as error:
+            del history[before:]
+            refused = gateway_error(error.status_code, error.body or error.message)
+            errors().print(str(refused), style="red", markup=False)
 
 
 def _default_model(api: openai.OpenAI) -> str:

@@ -212,3 +212,12 @@ def test_the_same_again_says_so_and_ends(
     assert said.exit_code == 0
     assert "published before" in said.stderr
     assert "111" in said.stdout
+
+
+def test_a_refused_question_does_not_end_the_conversation(gateway: Gateway) -> None:
+    gateway.status, gateway.body = 400, b'{"error": {"message": "too long", "code": "context_length_exceeded"}}'
+    said = CliRunner().invoke(app, ["chat", "--model", "m"], env=gateway.environment, input="one\ntwo\n")
+    assert said.exit_code == 0
+    assert said.stderr.count("too long") == 2
+    alone = CliRunner().invoke(app, ["chat", "--model", "m", "-m", "one"], env=gateway.environment)
+    assert "too long" in str(alone.exception)
