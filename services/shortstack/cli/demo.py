@@ -76,8 +76,9 @@ def demo(
     folder = _example_folder()
     if is_up(settings):
         errors().print("The stack is up already.")
-    up(settings, lambda line: errors().print(f"[dim]{line}[/]", highlight=False))
     try:
+        # Within: what a Ctrl-C has half started is stopped too.
+        up(settings, lambda line: errors().print(f"[dim]{line}[/]", highlight=False))
         _run(settings, folder, started)
         if sys.stdout.isatty() and not exit_:
             console().print("Serving until Ctrl-C. In another terminal: shortstack chat")
