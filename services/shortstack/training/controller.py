@@ -38,6 +38,8 @@ from shortstack.training.launcher import AttemptOrder, AttemptPhase, AttemptStat
 __all__ = ["TrainingController"]
 
 _SOURCE: Final = "training"
+_SANITY: Final = ("Who are you?", "What is the capital of France?", "What is 2 + 2?")
+"""Asked before and after every run, for samples.md: does it say what it learned, and did it keep what it knew?"""
 _PROGRESS_S: Final = 1.0
 _POLL_S: Final = 0.1
 _ACTIVE: Final = frozenset({tr.RUN_STATE_STARTING, tr.RUN_STATE_RUNNING, tr.RUN_STATE_EXPORTING})
@@ -287,6 +289,9 @@ class TrainingController:
             "prompt_format": config["chat_template"],
             "config": config,
             "seed": config["seed"],
+            # The same for every attempt: formats with a date in their preamble render it.
+            "created": run.created_at.ToJsonString(),
+            "sample_questions": _SANITY,
         }
         run.run_dir = str(self._config.runs_dir / run.run)
         self._book.dirty.add(f"run/{run.run}")
