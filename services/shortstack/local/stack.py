@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from shortstack.local.supervisor import FAILED, SUPERVISOR
 __all__ = ["ServiceStatus", "down", "is_up", "status", "up"]
 
 _POLL_S: Final = 0.1
+_BYTES_NEEDED: Final = 16 * 2**20
 _MARK: Final = "SHORTSTACK_STACK"
 
 Say = Callable[[str], None]
@@ -67,6 +69,7 @@ def up(settings: LocalSettings, say: Say = lambda _: None) -> list[ServiceStatus
         running = _supervisor(settings)
         if running is None:
             _clear_leftovers(settings, say)
+            _require_room(settings)
             log = settings.log_folder / f"{SUPERVISOR}.log"
             start = log.stat().st_size if log.exists() else 0
             process = launch(
@@ -81,6 +84,17 @@ def up(settings: LocalSettings, say: Say = lambda _: None) -> list[ServiceStatus
             say(f"already {running.state}; waiting until it is ready")
             _await_ready(settings, lambda: None if running.process() else 1, None, say)
     return status(settings)
+
+
+def _require_room(settings: LocalSettings) -> None:
+    """Raises Fatal on a disk without room for as much as a log: the supervisor could not even say why it ends."""
+    free = shutil.disk_usage(settings.root).free
+    if free < _BYTES_NEEDED:
+        raise Fatal(
+            f"the disk is full: {free // 2**20} MiB are free",
+            where=str(settings.root),
+            remedy="Free some disk space, or set SHORTSTACK_VAR to a folder on a larger disk.",
+        )
 
 
 def down(settings: LocalSettings, say: Say = lambda _: None) -> list[str]:

@@ -226,6 +226,16 @@ class FaultyStack(Stack):
         self.until(lambda: job in self.jobs(), what=lambda: f"job {job} was not opened")
         return self.ended_job(job, within_s=within_s)
 
+    def proven(self) -> str:
+        """A dataset whose model is served as NAME@prod: any that an earlier test left, else one made now."""
+        served = {m.name for m in self.models().models if m.state == sv.MODEL_STATE_SERVED and m.run}
+        for alias in self.models().aliases:
+            if any(weight.model in served for weight in alias.weights):
+                return alias.alias.removesuffix("@prod")
+        self.wish("proven")
+        assert self.ended("proven").job.state == tr.JOB_STATE_SUCCEEDED
+        return "proven"
+
     def _job_id(self, name: str) -> str | None:
         found = self.dataset(name)
         return found.wishes[-1].job if found is not None and found.wishes else None

@@ -88,7 +88,7 @@ def _runs(stack: FaultyStack) -> list[trn.GetRunResponse]:
 
 
 def test_server_and_gateway_killed_come_back_with_the_same_models(faulty: FaultyStack) -> None:
-    alias = "trainers@prod"
+    alias = f"{faulty.proven()}@prod"
     said = faulty.say(alias)
     before = {service: faulty.lives()[service] for service in ("inference", "gateway")}
     with faulty.chatting(alias) as chats:
@@ -114,6 +114,7 @@ def test_server_and_gateway_killed_come_back_with_the_same_models(faulty: Faulty
 
 
 def test_a_broker_that_is_away_stops_no_step_and_no_chat(faulty: FaultyStack) -> None:
+    alias = f"{faulty.proven()}@prod"
     away_s = float(os.environ.get("SHORTSTACK_TEST_BROKER_AWAY_S", "20"))
     steps = int(away_s * 30)
     faulty.wish("outage", max_steps=steps, save_steps=steps // 2)
@@ -127,7 +128,7 @@ def test_a_broker_that_is_away_stops_no_step_and_no_chat(faulty: FaultyStack) ->
         return len(metrics.read_text().splitlines())
 
     lives = faulty.lives()
-    with faulty.chatting("trainers@prod", a_second=2) as chats:
+    with faulty.chatting(alias, a_second=2) as chats:
         steps_seen = faulty.without_broker(away_s, written)
     assert steps_seen[-1] > steps_seen[0], "training stood still without the broker"
     assert chats.failures == []
@@ -139,11 +140,13 @@ def test_a_broker_that_is_away_stops_no_step_and_no_chat(faulty: FaultyStack) ->
 
 
 def test_a_model_of_nan_never_takes_traffic(faulty: FaultyStack) -> None:
-    old = faulty.ended("trainers").job.model
+    name = faulty.proven()
+    alias = f"{name}@prod"
+    old = faulty.ended(name).job.model
     said = faulty.say(old)
-    with faulty.chatting("trainers@prod") as chats:
+    with faulty.chatting(alias) as chats:
         faulty.until(lambda: len(chats.answers) >= 5)
-        new = faulty.plant_model("trainers", fill=float("nan"))
+        new = faulty.plant_model(name, fill=float("nan"))
         refused = faulty.until(lambda: faulty.ended_model(new))
         answered = len(chats.answers)
         faulty.until(lambda: len(chats.answers) >= answered + 10)
@@ -153,7 +156,7 @@ def test_a_model_of_nan_never_takes_traffic(faulty: FaultyStack) -> None:
     assert chats.failures == []
     assert set(chats.answers) == {said}
     aliases: dict[str, Any] = {a.alias: [w.model for w in a.weights] for a in faulty.models().aliases}
-    assert aliases["trainers@prod"] == [old]
+    assert aliases[alias] == [old]
     assert faulty.notices("models.deployed", new) == 0
     job = faulty.until(lambda: next((f.job for f in _runs(faulty) if f.job.model == new), None))
     assert (job.state, job.error_code) == (tr.JOB_STATE_FAILED, "deployment_failed")

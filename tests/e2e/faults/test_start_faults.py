@@ -71,9 +71,10 @@ def disk_of(folder: Path, size: int) -> Iterator[Path]:
 
 def test_no_java(tmp_path: Path) -> None:
     stack = Stack(tmp_path / "var", checkout_var(), [])
-    stack.environment["SHORTSTACK_JAVA"] = str(tmp_path / "java")
+    java = str(tmp_path / "java")
+    stack.environment["SHORTSTACK_JAVA"] = java
     said = refused(stack)
-    assert f"SHORTSTACK_JAVA: no Java at {tmp_path / 'java'}" in said
+    assert f'SHORTSTACK_JAVA: no Java at "{java}"' in said
 
 
 @pytest.mark.parametrize("owner", ["kafka", "gateway", "assembly"])
