@@ -37,6 +37,9 @@ class LocalSettings(BaseSettings):
     base_models: str | None = Field(None, description="JSON of base model names and folders (the packaged SmolLM2)")
     start_deadline_s: float = Field(120.0, gt=0, description="Seconds that a start may take until it counts as failed")
     stop_deadline_s: float = Field(30.0, gt=0, description="Seconds that a stop may take until processes are killed")
+    restart_limit_s: float = Field(
+        30.0, gt=0, description="Longest wait until a process that keeps dying is started again"
+    )
 
     def __init__(self, **values: Any) -> None:
         """Reads the environment; ``values`` win over it.

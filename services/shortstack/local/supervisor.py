@@ -98,7 +98,7 @@ class Supervisor:
         self._settings = settings
         self._stages = stages
         self._say = say
-        self._back_off = back_off or BackOff()
+        self._back_off = back_off or BackOff(limit_s=settings.restart_limit_s)
         self._charges: list[_Charge] = []
         self._stopping = threading.Event()
         self._started_at = time.time()

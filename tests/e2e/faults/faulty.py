@@ -128,6 +128,7 @@ class FaultyStack(Stack):
             "SHORTSTACK_MODEL_ALIASES": "{}",
             FAILPOINT_VARIABLE: f"@{self._failpoints}",
             "SHORTSTACK_SERVING_WATCH_S": "0.5",
+            "SHORTSTACK_RESTART_LIMIT_S": "0.5",
         }
 
     def up(self) -> None:

@@ -65,6 +65,13 @@ def test_all_of_them_killed_while_they_work(faulty: FaultyStack) -> None:
     assert_counts(faulty, "all-killed", good)
 
 
+def kill_at_random(stack: FaultyStack, pauses: list[float]) -> None:
+    """Kills formatting at drawn times after it is back from the kill before."""
+    for pause in pauses:
+        time.sleep(pause)  # the schedule itself, not a wait for something
+        stack.kill("formatting")
+
+
 def test_every_acknowledged_record_has_one_fate_whenever_a_worker_dies(faulty: FaultyStack) -> None:
     """Parts of an upload, shuffled, some sent twice or thrice, while formatting is killed at random."""
     seed = random.SystemRandom().randrange(1 << 32)
@@ -80,22 +87,22 @@ def test_every_acknowledged_record_has_one_fate_whenever_a_worker_dies(faulty: F
         at += size
     schedule = [*parts, *chance.choices(parts, k=len(parts) // 3)]
     chance.shuffle(schedule)
+    close_at = chance.randrange(len(schedule))
+    pauses = [chance.uniform(0, 1.5) for _ in range(4)]
     acknowledged: set[int] = set()
     head = {"dataset": "ledger", "upload": f"upload-{seed}"}
-    close_at = chance.randrange(len(schedule))
-    with closing(KafkaProducer(bootstrap_servers=faulty.bootstrap, acks="all", value_serializer=_json)) as producer:
+    with ThreadPoolExecutor(1) as pool, closing(KafkaProducer(bootstrap_servers=faulty.bootstrap)) as producer:
+        killing = pool.submit(kill_at_random, faulty, pauses)
         for number, (seq, part) in enumerate(schedule):
             if number == close_at:
-                closing_message = {**head, "complete": True, "records": len(sent), "recipe": "default"}
-                producer.send("datasets.ingest", key=b"closing", value=closing_message)
+                end = {**head, "complete": True, "records": len(sent), "recipe": "default"}
+                producer.send("datasets.ingest", key=b"end", value=json.dumps(end).encode())
             # Keys spread the parts over partitions, so that they come in an order of their own.
-            key = str(chance.randrange(8)).encode()
-            producer.send("datasets.ingest", key=key, value={**head, "seq": seq, "records": part}).get(timeout=30)
+            key, value = str(chance.randrange(8)).encode(), {**head, "seq": seq, "records": part}
+            producer.send("datasets.ingest", key=key, value=json.dumps(value).encode()).get(timeout=60)
             acknowledged |= set(range(seq, seq + len(part)))
-        producer.flush(30)
-    for _ in range(3):
-        faulty.kill("formatting")
-        time.sleep(chance.uniform(0, 1))  # the schedule itself: when the next kill comes is what is drawn
+        producer.flush(60)
+        killing.result()
     snapshot, census = assert_whole(faulty, "ledger")
     accounted = {seq for _, seq in census.verdicts}
     assert acknowledged <= accounted <= set(range(len(sent)))
@@ -104,7 +111,3 @@ def test_every_acknowledged_record_has_one_fate_whenever_a_worker_dies(faulty: F
     }
     assert snapshot.counts.malformed == 0
     assert snapshot.counts.duplicates + snapshot.counts.rejected > 0
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value).encode()
