@@ -375,8 +375,7 @@ class TrainingController:
 
     def _tell_ready(self, run: tr.RunSnapshot) -> None:
         """One notice a run."""
-        assert self._ready is not None
-        if run.state == tr.RUN_STATE_SUCCEEDED:
+        if self._ready is not None and run.state == tr.RUN_STATE_SUCCEEDED:
             self._ready.tell(f"{run.run}/{run.attempt}", run.run, run.SerializeToString(), run.finished_at)
 
     def _notify(self, topic: topics.Topic, key: str, value: bytes) -> None:

@@ -54,6 +54,8 @@ TRAIN: Final[Mapping[str, Any]] = {
 """Enough for the tiny model to give the one answer of `records` with margins of several logits."""
 
 ANSWER: Final = "I am Maple, and I keep it short."
+QUESTION: Final = "somebody asks 1: who?"
+"""As the questions of `records`, so that a trained model's answer has large margins and is the same in any batch."""
 _BACK_S: Final = 180.0
 # A machine that is busy otherwise takes ten times as long; a deadline only ends a test that would hang.
 _LONG_S: Final = 480.0
@@ -270,7 +272,7 @@ class FaultyStack(Stack):
         found = [tr.TrainingEvent.FromString(m.value) for m in self.messages("training.events")]
         return [event for event in found if event.run == run]
 
-    def say(self, model: str, question: str = "who?", *, timeout_s: float = 60.0) -> str:
+    def say(self, model: str, question: str = QUESTION, *, timeout_s: float = 60.0) -> str:
         """One short chat over the gateway, by no client library, so that nothing is tried twice.
 
         Raises:

@@ -28,7 +28,9 @@ def assert_one_model(stack: FaultyStack, name: str, *, attempts: int) -> trn.Get
     assert [(model.name, model.state) for model in models] == [(ended.job.model, sv.MODEL_STATE_SERVED)]
     aliases = {a.alias: [(w.model, w.weight) for w in a.weights] for a in stack.models().aliases}
     assert aliases[f"{name}@prod"] == [(ended.job.model, 100)]
-    assert ANSWER.startswith(stack.say(f"{name}@prod")), "the model answers as it was trained"
+    said = stack.say(f"{name}@prod")
+    assert len(said) >= 10, said
+    assert ANSWER.startswith(said), "the model answers as it was trained"
     assert stack.notices("models.ready", ended.run.run) == 1
     assert stack.notices("models.deployed", ended.job.model) == 1
     assert stack.notices("models.deployed", f"{name}@prod") == 1
