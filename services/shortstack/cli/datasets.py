@@ -45,7 +45,8 @@ def dataset_row(snapshot: ds.DatasetSnapshot) -> dict[str, Any]:
         "dataset": snapshot.publication.dataset,
         "state": state_name(snapshot.state),
         "in": counts.items,
-        "kept": counts.kept,
+        # Once it is assembled, what is kept is what is chosen: in = kept + rejected + duplicates + failed.
+        "kept": counts.chosen if snapshot.version else counts.kept,
         "rejected": counts.rejected + counts.malformed,
         "duplicates": counts.duplicates,
         "failed": counts.failed,
@@ -119,6 +120,8 @@ def publish(
 
 def _end_with(ended: ds.DatasetSnapshot) -> None:
     _print_report(ended)
+    if ended.wishes:
+        console().print(f"It is trained on next. Follow it: shortstack runs watch {ended.wishes[-1].job}", markup=False)
     if ended.state != ds.DATASET_STATE_READY:
         raise typer.Exit(_FAILED)
 

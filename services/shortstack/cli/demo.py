@@ -32,6 +32,7 @@ from shortstack.local.settings import LocalSettings
 from shortstack.local.stack import down, is_up, status, up
 from shortstack.messages.v1 import dataset_pb2 as ds
 from shortstack.messages.v1 import training_pb2 as tr
+from shortstack.serving.v1 import serving_pb2 as srv
 from shortstack.training.v1 import training_pb2 as pb
 
 __all__ = ["add_to"]
@@ -39,6 +40,7 @@ __all__ = ["add_to"]
 _EXAMPLE: Final = "persona"
 _SAMPLE_S: Final = 1.0
 _JOB_S: Final = 60.0
+_ROUTE_S: Final = 120.0
 _POLL_S: Final = 0.2
 
 
@@ -75,13 +77,16 @@ def demo(
     settings = LocalSettings()
     folder = _example_folder()
     if is_up(settings):
-        errors().print("The stack is up already.")
+        # Somebody else started it and may be using it: it is left as it is.
+        errors().print("The stack is up already; it is left running at the end.")
+        _run(settings, folder, started)
+        return
     try:
         # Within: what a Ctrl-C has half started is stopped too.
         up(settings, lambda line: errors().print(f"[dim]{line}[/]", highlight=False))
         _run(settings, folder, started)
         if sys.stdout.isatty() and not exit_:
-            console().print("Serving until Ctrl-C. In another terminal: shortstack chat")
+            console().print("Serving until Ctrl-C. In another terminal: .venv/bin/shortstack chat")
             _wait_for_interrupt()
     finally:
         errors().print("Stopping.")
@@ -94,14 +99,16 @@ def _run(settings: LocalSettings, folder: Path, started: float) -> None:
     publication: dict[str, Any] = json.loads((folder / "publication.json").read_text())
     questions = [entry["question"] for entry in json.loads((folder / "questions.json").read_text())["questions"]]
     alias, summary_file = publication["deploy"]["alias"], settings.root / "summary.json"
-    if summary_file.exists() and any(model.id == alias for model in api.models.list()):
+    base, aliases = _await_base(connection)
+    if summary_file.exists() and alias in aliases:
+        _await_model(api, alias)
         errors().print(f"Dataset, model and alias {alias} exist already; nothing is trained again.")
         summary = json.loads(summary_file.read_text())
         _show(settings, connection, summary, alias)
         return
     memory = _PeakMemory(settings)
     memory.start()
-    base = _base_model(api)
+    _await_model(api, base)
     before = [ask(api, base, question) for question in questions]
     snapshot = _publish(connection, folder, publication)
     job, train_seconds = _train(connection, snapshot)
@@ -123,11 +130,26 @@ def _run(settings: LocalSettings, folder: Path, started: float) -> None:
     _show(settings, connection, summary, alias)
 
 
-def _base_model(api: openai.OpenAI) -> str:
-    bases = [model.id for model in api.models.list() if not model.id.startswith("ft:") and "@" not in model.id]
-    if not bases:
-        raise Transient("no base model is served", remedy="See: shortstack status, and the log of inference.")
-    return bases[0]
+def _await_base(connection: Connection) -> tuple[str, set[str]]:
+    """The base model's name, and the aliases there are; serving finds the base a moment after its start."""
+    deadline = time.monotonic() + _ROUTE_S
+    while time.monotonic() < deadline:
+        found = connection.serving.ListModels(srv.ListModelsRequest(owner=connection.owner), timeout=30)
+        bases = [model.name for model in found.models if not model.owner]
+        if bases:
+            return bases[0], {alias.alias for alias in found.aliases}
+        time.sleep(_POLL_S)
+    raise Transient(f"serving knows no base model after {_ROUTE_S:.0f} s", remedy="See the log of serving.")
+
+
+def _await_model(api: openai.OpenAI, name: str) -> None:
+    """The gateway hears of routes a moment after serving has found the model on its server."""
+    deadline = time.monotonic() + _ROUTE_S
+    while time.monotonic() < deadline:
+        if any(model.id == name for model in api.models.list()):
+            return
+        time.sleep(_POLL_S)
+    raise Transient(f"the gateway has no route to {name} after {_ROUTE_S:.0f} s", remedy="See the log of serving.")
 
 
 def _publish(connection: Connection, folder: Path, publication: dict[str, Any]) -> ds.DatasetSnapshot:

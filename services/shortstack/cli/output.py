@@ -64,7 +64,9 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
 
 
 def _cell(column: str, value: Any) -> Text:
-    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        value = {None: "", True: "yes", False: "no"}[value]
+    text = f"{value:,}" if isinstance(value, int) else str(value)
     return Text(text, style=_STATES.get(text, "") if column == "state" else "")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import grpc
 import typer
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from shortstack.cli.connection import Connection
 from shortstack.cli.output import Json, console, errors, show
@@ -96,37 +96,74 @@ class _Bars:
         self._task: TaskID = progress.add_task("waiting", total=None, words="")
 
     def job(self, job: tr.JobSnapshot) -> None:
-        running = next((s for s in job.steps if s.state == tr.STEP_STATE_RUNNING), None)
-        if running is not None and running.name != "train":
-            counted = f"{running.done:,}/{running.total:,} {running.unit}" if running.total else ""
-            words = running.message or counted
-            self._progress.update(self._task, description=running.name, words=words)
+        """Shows what goes on beside training."""
+        name, words = _standing(job)
+        if name != "train":
+            self._progress.update(self._task, description=name, words=words)
 
     def run(self, run: tr.RunSnapshot) -> None:
-        if not run.max_steps:
-            return
-        words = f"loss {run.loss:.3f}  {run.tokens_per_second:,.0f} tokens/s  {run.eta_seconds:,.0f} s left"
-        self._progress.update(
-            self._task,
-            description="train" if run.step < run.max_steps else "export",
-            completed=run.step,
-            total=run.max_steps,
-            words=words,
-        )
+        """Shows the step."""
+        if run.max_steps:
+            name = "train" if run.step < run.max_steps else "export"
+            self._progress.update(
+                self._task, description=name, completed=run.step, total=run.max_steps, words=_speed(run)
+            )
+
+
+class _Lines:
+    """For a log file: a line when the step of the job changes, and one every tenth of the training."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def job(self, job: tr.JobSnapshot) -> None:
+        """Says what goes on beside training."""
+        name, words = _standing(job)
+        if name != "train":
+            self._say(name, f"{name}: {words}" if words else name)
+
+    def run(self, run: tr.RunSnapshot) -> None:
+        """Says the step."""
+        if run.max_steps and run.step:
+            tenth = 10 * run.step // run.max_steps
+            self._say(f"train {tenth}", f"train: step {run.step} of {run.max_steps}, {_speed(run)}")
+
+    def _say(self, key: str, line: str) -> None:
+        if key != self._last:
+            self._last = key
+            errors().print(line, markup=False, highlight=False)
+
+
+def _standing(job: tr.JobSnapshot) -> tuple[str, str]:
+    """The step that a job is at, and what there is to say of it."""
+    if job.state == tr.JOB_STATE_QUEUED:
+        return "queued", "waits for its turn; see: shortstack runs list"
+    running = next((s for s in job.steps if s.state == tr.STEP_STATE_RUNNING), None)
+    if running is None:
+        return job_state(job.state), ""
+    counted = f"{running.done:,}/{running.total:,} {running.unit}" if running.total else ""
+    return running.name, running.message or counted
+
+
+def _speed(run: tr.RunSnapshot) -> str:
+    return f"loss {run.loss:.3f}  {run.tokens_per_second:,.0f} tokens/s  {run.eta_seconds:,.0f} s left"
 
 
 def watch_job(connection: Connection, job: str) -> tr.JobSnapshot:
     """Shows steps with loss and time left until the job has ended; the job as it then stands."""
+    connection.training.GetRun(pb.GetRunRequest(owner=connection.owner, id=job), timeout=30)
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total}"),
+        MofNCompleteColumn(),
         TextColumn("{task.fields[words]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=errors()) as progress:
-        bars = _Bars(progress)
-        last = _follow(connection, job, bars)
+    if errors().is_terminal:
+        with Progress(*columns, console=errors()) as progress:
+            last = _follow(connection, job, _Bars(progress))
+    else:
+        last = _follow(connection, job, _Lines())
     told = last.model if last.state == tr.JOB_STATE_SUCCEEDED else last.error
     console().print(f"{last.job}: {job_state(last.state)} {told}", markup=False)
     if last.remedy:
@@ -134,7 +171,7 @@ def watch_job(connection: Connection, job: str) -> tr.JobSnapshot:
     return last
 
 
-def _follow(connection: Connection, job: str, bars: _Bars) -> tr.JobSnapshot:
+def _follow(connection: Connection, job: str, bars: _Bars | _Lines) -> tr.JobSnapshot:
     while True:
         try:
             for update in connection.training.WatchRun(pb.WatchRunRequest(owner=connection.owner, id=job)):

@@ -58,6 +58,7 @@ def status(as_json: Json = False) -> None:
     rows = [
         {
             **asdict(line),
+            "pid": line.pid if as_json else str(line.pid or ""),
             "rss_mb": round(line.rss_mb),
             "uptime_s": round(line.uptime_s),
             "ports": " ".join(f"{name}={port}" for name, port in line.ports.items()) if not as_json else line.ports,
