@@ -44,9 +44,7 @@ def test_every_command_has_help(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("arguments", LISTINGS, ids=" ".join)
 def test_every_listing_prints_json(stack: Stack, arguments: tuple[str, ...]) -> None:
     stack.ended_dataset("persona")
-    said = CliRunner().invoke(app, [*arguments, "--json"], env=dict(stack.environment))
-    assert said.exit_code == 0, said.output
-    rows = json.loads(said.stdout)
+    rows = stack.listed(*arguments)
     assert rows
     assert isinstance(rows, dict if arguments[:2] == ("datasets", "report") else list)
 
