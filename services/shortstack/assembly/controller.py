@@ -246,6 +246,7 @@ class DatasetController:
             if error is None:
                 self._failures.pop(publication, None)
                 version = future.result()
+                failpoint("assembly.before_snapshot")
                 dataset.finish(version)
                 for fate in ("chosen", "duplicates", "mixed_in"):
                     self._telemetry.metrics.assembled_records.labels(fate).inc(getattr(version, fate))

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import safetensors.numpy
 from tests.e2e.faults.tiny_model import TINY
 from tests.e2e.stack import Stack
 
@@ -343,12 +341,15 @@ class FaultyStack(Stack):
 
     def _spoilt(self, export: tr.Export, fill: float) -> tr.Export:
         """A copy of an export in the object store, whole and true to its manifest, but for the adapter's values."""
+        import torch
+        from safetensors.torch import load, save
+
         blobs = BlobStore.open(f"file://{self.settings.root / 'blobs'}")
         manifest = json.loads(blobs.get(export.manifest))
         files = {file: blobs.get(f"{export.prefix}/{file}") for file in manifest["files"]}
         weights = "adapter/adapter_model.safetensors"
-        tensors = {key: np.full_like(value, fill) for key, value in safetensors.numpy.load(files[weights]).items()}
-        files[weights] = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+        tensors = {key: torch.full_like(value, fill) for key, value in load(files[weights]).items()}
+        files[weights] = save(tensors, metadata={"format": "pt"})
         entries = {file: {"bytes": len(data), "sha256": sha256_hex(data)} for file, data in files.items()}
         digest = sha256_hex(canonical_json({file: entry["sha256"] for file, entry in entries.items()}))
         prefix = f"models/{digest}"

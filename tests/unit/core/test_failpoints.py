@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,3 +74,12 @@ def test_a_count_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(FAILPOINT_VARIABLE, "a:often")
     with pytest.raises(Fatal, match="COUNT"):
         failpoint("a")
+
+
+def test_every_place_that_a_fault_test_names_is_in_the_code(repository: Path) -> None:
+    tests = "".join(file.read_text() for file in (repository / "tests").glob("*/**/test_*.py"))
+    code = "".join(file.read_text() for file in (repository / "services").glob("**/*.py"))
+    services = "ingestion|formatting|worker|assembly|training|agent|serving"
+    wanted = set(re.findall(rf'"((?:{services})\.(?:before|after|mid|handled|flushed|committed)[a-z_]*)[:"]', tests))
+    assert len(wanted) >= 10
+    assert wanted <= set(re.findall(r'failpoint\("([a-z_.]+)"\)', code))
