@@ -114,6 +114,10 @@ class Consumer(Protocol):
         """Messages behind the end, over all held partitions."""
         ...
 
+    def undelivered(self) -> int:
+        """Messages that stand on held partitions, those not paused, and were not delivered; the broker is asked."""
+        ...
+
     def close(self) -> None:
         """Leaves the group without committing."""
         ...

@@ -146,6 +146,16 @@ class KafkaConsumer:
             total += max(0, (end or 0) - self._next[partition])
         return total
 
+    def undelivered(self) -> int:
+        """See `Consumer.undelivered`. A position that the client has not settled counts as the beginning."""
+        partitions = sorted(self._raw.assignment() - self._raw.paused())
+        if not partitions:
+            return 0
+        with translated("end of topics"):
+            ends = self._raw.end_offsets(partitions, timeout_ms=CALL_MS)
+            positions = {p: self._raw.position(p, timeout_ms=CALL_MS) or 0 for p in partitions}
+        return sum(max(0, ends[p] - positions[p]) for p in partitions)
+
     def close(self) -> None:
         """See `Consumer.close`."""
         self._forget(self)

@@ -338,6 +338,12 @@ class MemoryConsumer:
         with self._broker.changed:
             return self._held.behind()
 
+    def undelivered(self) -> int:
+        """See `Consumer.undelivered`."""
+        with self._broker.changed:
+            open_ = {p: offset for p, offset in self._held.next.items() if p not in self._held.paused}
+            return sum(self._broker.end(partition) - offset for partition, offset in open_.items())
+
     def close(self) -> None:
         """See `Consumer.close`."""
         with self._broker.changed:

@@ -29,6 +29,8 @@ __all__ = ["BatchWorker", "Handler", "WorkerLimits"]
 _CONNECT_TIMEOUT_S: Final = 5.0
 _CONNECT_RETRY_S: Final = 1.0
 _CLOSE_S: Final = 5.0
+_SILENCE_S: Final = 5.0
+"""Without a message for so long, the broker is asked whether there are any; twice in a row means a deaf client."""
 
 
 class BatchWorker:
@@ -79,6 +81,7 @@ class BatchWorker:
         self._fates: deque[bool] = deque(maxlen=limits.dead_letters.window if limits.dead_letters else 1)
         self._own: dict[Partition, AttemptMark] = {}  # counted by this process, which did not die of it
         self._stalls = 0
+        self._heard()
         self.failed: Exception | None = None
 
     def start(self) -> None:
@@ -121,6 +124,7 @@ class BatchWorker:
         """One membership, from joining to leaving."""
         self._broker.ready(_CONNECT_TIMEOUT_S)
         self._held, self._gate_closed = {}, False
+        self._heard()
         with ExitStack() as stack:
             self._consumer: Consumer = self._broker.consumer(
                 self._group, self._topics, on_assigned=self._assigned, on_revoked=self._give_up
@@ -151,9 +155,29 @@ class BatchWorker:
         deliveries = self._consumer.poll(self._limits.poll_s, self._limits.messages)
         if deliveries:
             self._handle_all(deliveries)
+            self._heard()
         else:
             self._health.progress()
+            self._listen()
         self._metrics.consumer_lag.set(self._consumer.lag())
+
+    def _heard(self) -> None:
+        self._heard_at, self._missed = self._clock.monotonic(), False
+
+    def _listen(self) -> None:
+        """Tells a quiet topic from a client that no longer hears: kafka-python was seen to hold its partitions,
+        poll without an error, and be given nothing for minutes. Such a one leaves, and joins anew.
+
+        Raises:
+            Transient: messages stand there, now and one silence ago, and none was delivered.
+        """
+        if self._gate_closed or self._clock.monotonic() - self._heard_at < _SILENCE_S:
+            return
+        missed, self._heard_at = self._missed, self._clock.monotonic()
+        waiting = self._consumer.undelivered()
+        self._missed = waiting > 0
+        if missed and waiting:
+            raise Transient(f"{waiting} messages stand there and are not delivered", remedy="It joins its group anew.")
 
     def _open_and_close(self) -> None:
         """Pauses everything while the gate is closed; resumes what has waited long enough."""
