@@ -104,6 +104,20 @@ def test_a_paused_partition_waits_while_others_flow(broker: Broker, topic: Topic
     consumer.close()
 
 
+def test_what_was_not_delivered_is_counted_by_asking_the_broker(broker: Broker, topic: Topic, unique: str) -> None:
+    with ExitStack() as stack:
+        consumer = broker.consumer(unique, [topic.name])
+        stack.callback(consumer.close)
+        send(broker, topic, ("a", b"1"))
+        read(consumer, 1)
+        assert consumer.undelivered() == 0
+
+        send(broker, topic, ("a", b"2"), ("a", b"3"))
+        assert consumer.undelivered() == 2
+        consumer.pause(consumer.assignment())
+        assert consumer.undelivered() == 0
+
+
 def test_seeking_back_delivers_again(broker: Broker, topic: Topic, unique: str) -> None:
     (partition,) = set(send(broker, topic, *[("a", b"%d" % i) for i in range(4)]))
     consumer = broker.consumer(unique, [topic.name])
