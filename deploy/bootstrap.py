@@ -82,9 +82,15 @@ def generate(_: Sequence[str]) -> int:
     )
 
 
+DRILLS = "tests/e2e/faults"
+"""Processes killed at every hop of a whole stack, over and over: minutes of restarts, so a task of their own."""
+
+
 def tests(*folders: str, cover: bool) -> Callable[[Sequence[str]], int]:
-    """A task that runs the tests of ``folders``; arguments go to pytest."""
+    """A task that runs the tests of ``folders``, the drills only if they are named; arguments go to pytest."""
     flags = ["--cov=shortstack", "--cov-report=term:skip-covered"] if cover else []
+    if f"tests/{folders[-1]}" != DRILLS:
+        flags.append(f"--ignore={DRILLS}")
 
     def run(arguments: Sequence[str]) -> int:
         return become(["python", "-m", "pytest", *(f"tests/{folder}" for folder in folders), *flags, *arguments])
@@ -170,13 +176,14 @@ TASKS: Mapping[str, Task] = {
     "run": Task("set everything up, run the main job, show the result", "local", passed_to("shortstack", "demo")),
     "stop": Task("stop the stack that runs from this folder", "", stop),
     "test": Task(
-        "every test that needs no GPU and no cluster, coverage shown",
+        "every test that needs no GPU and no cluster but the drills, coverage shown",
         "dev",
         tests("unit", "contract", "integration", "e2e", cover=True),
     ),
     "test-unit": Task("unit and contract tests: fast, no broker", "dev", tests("unit", "contract", cover=False)),
     "test-integration": Task("tests against the real broker", "dev", tests("integration", cover=False)),
     "test-e2e": Task("the whole way, from a dataset to a chat", "dev", tests("e2e", cover=False)),
+    "test-faults": Task("drills: every service killed at every hop", "dev", tests("e2e/faults", cover=False)),
     "check": Task("lint, format, types, imports, protos, generated code", "dev", check),
     "proto": Task("generate code and schemas", "dev", generate),
     "bench": Task("figures, one JSON object a line", "dev", passed_to("python", "-m", "benchmarks")),
