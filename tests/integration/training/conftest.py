@@ -29,7 +29,7 @@ from shortstack.training.processes import ProcessLauncher, attempt_paths
 
 __all__ = ["tiny_llama"]
 
-DEADLINE_S = 200
+DEADLINE_S = 400
 MANIFEST = "publications/default/pub-1/versions/v1/manifest.json"
 
 

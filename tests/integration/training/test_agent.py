@@ -104,6 +104,10 @@ def test_a_dataset_that_is_gone_is_final(bench: Bench, launcher: ProcessLauncher
     assert MANIFEST in status.message
 
 
+# Real trainers: each start imports torch, which takes a busy machine a while.
+pytestmark = pytest.mark.timeout(900)
+
+
 @pytest.fixture
 def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     """A broker that the test may stop."""

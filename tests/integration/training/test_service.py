@@ -24,6 +24,10 @@ from shortstack.streams.state import StateReader, StateWriter
 Start = Callable[[], "subprocess.Popen[bytes]"]
 
 
+# Real trainers: each start imports torch, which takes a busy machine a while.
+pytestmark = pytest.mark.timeout(900)
+
+
 @pytest.fixture
 def start(bench: Bench) -> Iterator[Start]:
     """Starts the service on the bench."""
