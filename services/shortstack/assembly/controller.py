@@ -7,9 +7,8 @@ the beginning changes nothing.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC
@@ -44,6 +43,7 @@ from shortstack.streams.decoding import UNREADABLE
 from shortstack.streams.envelope import header, outbound
 from shortstack.streams.notices import Notices
 from shortstack.streams.set_aside import SetAside
+from shortstack.streams.shown import Shown
 from shortstack.streams.state import StateWriter
 
 __all__ = ["DatasetController"]
@@ -76,8 +76,7 @@ class DatasetController:
         self._running: dict[str, tuple[int, Future[AssembledVersion]]] = {}
         self._not_before: dict[str, float] = {}
         self._written_at: dict[str, float] = {}
-        self._changed = threading.Condition()
-        self._snapshots: dict[str, DatasetSnapshot] = {}
+        self._shown: Shown[DatasetSnapshot] = Shown()
         self._reader: Reader | None = None
         self._producer: Producer | None = None
         self._ready: Notices | None = None
@@ -134,8 +133,7 @@ class DatasetController:
 
     def snapshots(self) -> dict[str, DatasetSnapshot]:
         """Copies of all snapshots by publication, as last written."""
-        with self._changed:
-            return dict(self._snapshots)
+        return self._shown.all()
 
     def segments(self, publication: str) -> list[BatchEntry]:
         """Ledger entries of a publication by source and place; none of one that is ready, whose manifest has them."""
@@ -147,10 +145,9 @@ class DatasetController:
         dataset = self._datasets.by_publication.get(publication)
         return dataset.ledger.malformed_objects() if dataset else []
 
-    def wait_for(self, met: Callable[[dict[str, DatasetSnapshot]], bool], timeout_s: float) -> bool:
+    def wait_for(self, met: Callable[[Mapping[str, DatasetSnapshot]], bool], timeout_s: float) -> bool:
         """Waits until the snapshots meet a condition."""
-        with self._changed:
-            return self._changed.wait_for(lambda: met(self._snapshots), timeout_s)
+        return self._shown.wait(met, timeout_s)
 
     # Reading.
 
@@ -212,13 +209,13 @@ class DatasetController:
         if dataset.snapshot.mix:
             return
         with suppress(NotFound):  # asked again later; `_launch` is where it has to be there
-            dataset.snapshot.mix.extend(mix_of(dataset.ledger.publication, self._snapshots.values()))
+            dataset.snapshot.mix.extend(mix_of(dataset.ledger.publication, self._shown.all().values()))
             dataset.dirty = dataset.dirty or bool(dataset.snapshot.mix)
 
     def _launch(self, publication: str, dataset: Dataset) -> None:
         try:
             if not dataset.snapshot.mix:
-                dataset.snapshot.mix.extend(mix_of(dataset.ledger.publication, self._snapshots.values()))
+                dataset.snapshot.mix.extend(mix_of(dataset.ledger.publication, self._shown.all().values()))
             if dataset.snapshot.mix:
                 self._write(publication, dataset)  # fixed before anything is made of it
         except Poison as error:
@@ -273,7 +270,7 @@ class DatasetController:
     def _write_if_due(self, publication: str, dataset: Dataset, now: float) -> None:
         if not dataset.dirty:
             return
-        known = self._snapshots.get(publication)
+        known = self._shown.get(publication)
         moved = known is None or _standing(known) != _standing(dataset.snapshot)
         if moved or now - self._written_at.get(publication, 0) >= self._config.assembly_progress_s:
             self._write(publication, dataset)
@@ -291,12 +288,8 @@ class DatasetController:
         self._show(publication, dataset.snapshot)
 
     def _show(self, publication: str, snapshot: DatasetSnapshot) -> None:
-        copy = DatasetSnapshot()
-        copy.CopyFrom(snapshot)
-        with self._changed:
-            self._snapshots[publication] = copy
-            self._changed.notify_all()
-            states = Counter(known.state for known in self._snapshots.values())
+        self._shown.show(publication, snapshot)
+        states = Counter(known.state for known in self._shown.all().values())
         for state in DatasetState.values()[1:]:
             name = DatasetState.Name(state).removeprefix("DATASET_STATE_").lower()
             self._telemetry.metrics.datasets.labels(name).set(states[state])

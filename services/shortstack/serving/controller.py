@@ -32,6 +32,7 @@ from shortstack.streams import topics
 from shortstack.streams.broker import Broker, Delivery, Reader
 from shortstack.streams.notices import Notices
 from shortstack.streams.set_aside import SetAside
+from shortstack.streams.shown import Shown
 from shortstack.streams.state import StateReader, StateWriter
 
 __all__ = ["ServingController"]
@@ -76,8 +77,7 @@ class ServingController:
         self._not_before: dict[str, float] = {}
         self._found_at: dict[str, float] = {}
         self._watched_at = float("-inf")
-        self._changed = threading.Condition()
-        self._shown: dict[str, sv.ModelRecord] = {}
+        self._shown: Shown[sv.ModelRecord] = Shown()
 
     # Turning.
 
@@ -88,7 +88,7 @@ class ServingController:
         self._book = ModelBook()
         self._book.restore(self._writer.open().values())
         for key, record in self._writer.latest.items():
-            self._show(key, record)
+            self._shown.show(key, record)
         self._count()
         self._training.wait_caught_up(30.0)
         self._deployed = Notices(self._broker, topics.MODELS_DEPLOYED, _SOURCE, self._clock)
@@ -132,13 +132,11 @@ class ServingController:
 
     def shown(self) -> dict[str, sv.ModelRecord]:
         """All models and aliases as last written, by ``model/NAME`` and ``alias/NAME``."""
-        with self._changed:
-            return dict(self._shown)
+        return self._shown.all()
 
     def wait(self, met: Callable[[Mapping[str, sv.ModelRecord]], bool], timeout_s: float) -> bool:
         """Waits until what is shown meets a condition."""
-        with self._changed:
-            return self._changed.wait_for(lambda: met(self._shown), timeout_s)
+        return self._shown.wait(met, timeout_s)
 
     def runs(self) -> dict[str, tr.RunSnapshot]:
         """Runs by id, as training has them."""
@@ -267,7 +265,7 @@ class ServingController:
         self._count()
         for key, record in changed.items():
             known = self._shown.get(key)
-            self._show(key, record)
+            self._shown.show(key, record)
             if _deployed(record) and not _announced(known):
                 failpoint("serving.before_notice")
                 self._tell_deployed(key, record, again=True)
@@ -289,13 +287,6 @@ class ServingController:
         if again and self._deployed.told(name):
             name = f"{key}/{changed.ToNanoseconds()}"
         self._deployed.tell(name, key.partition("/")[2], record.SerializeToString(), changed)
-
-    def _show(self, key: str, record: sv.ModelRecord) -> None:
-        copy = sv.ModelRecord()
-        copy.CopyFrom(record)
-        with self._changed:
-            self._shown[key] = copy
-            self._changed.notify_all()
 
 
 def _deployed(record: sv.ModelRecord) -> bool:

@@ -6,7 +6,6 @@ nothing. What it starts follows from the difference between jobs and runs, so a 
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,6 +28,7 @@ from shortstack.streams.broker import Broker, Delivery, Producer, Reader
 from shortstack.streams.envelope import outbound
 from shortstack.streams.notices import Notices
 from shortstack.streams.set_aside import SetAside
+from shortstack.streams.shown import Shown
 from shortstack.streams.state import StateReader, StateWriter
 from shortstack.training.book import JOB_ENDED, JobBook, stamp
 from shortstack.training.config import TrainingConfig
@@ -71,8 +71,7 @@ class TrainingController:
         self._producer: Producer | None = None
         self._ready: Notices | None = None
         self._written_at: dict[str, float] = {}
-        self._changed = threading.Condition()
-        self._shown: dict[str, tr.TrainingRecord] = {}
+        self._shown: Shown[tr.TrainingRecord] = Shown()
         self.events = EventBook()
 
     # Turning.
@@ -83,7 +82,7 @@ class TrainingController:
         self._book = self._new_book()
         self._book.restore(self._writer.open())
         for key, record in self._writer.latest.items():
-            self._show(key, record)
+            self._shown.show(key, record)
         self._count()
         self._producer = self._broker.producer()
         self._ready = Notices(self._broker, topics.MODELS_READY, _SOURCE, self._clock)
@@ -124,13 +123,11 @@ class TrainingController:
 
     def shown(self) -> dict[str, tr.TrainingRecord]:
         """All jobs and runs as last written, by ``job/ID`` and ``run/ID``."""
-        with self._changed:
-            return dict(self._shown)
+        return self._shown.all()
 
     def wait(self, met: Callable[[Mapping[str, tr.TrainingRecord]], bool], timeout_s: float) -> bool:
         """Waits until what is shown meets a condition."""
-        with self._changed:
-            return self._changed.wait_for(lambda: met(self._shown), timeout_s)
+        return self._shown.wait(met, timeout_s)
 
     # Reading.
 
@@ -183,8 +180,7 @@ class TrainingController:
             self._telemetry.metrics.train_steps.inc()
             self._telemetry.metrics.train_loss.labels(run.run).set(run.loss)
             self._move(run, tr.RUN_STATE_EXPORTING if run.step == run.max_steps else tr.RUN_STATE_RUNNING)
-        with self._changed:
-            self._changed.notify_all()
+        self._shown.wake()
 
     # Deciding.
 
@@ -310,8 +306,7 @@ class TrainingController:
 
     def _written(self, key: str) -> int:
         """Attempt of the run as the state topic has it; 0 if it has none."""
-        with self._changed:
-            record = self._shown.get(key)
+        record = self._shown.get(key)
         return record.run.attempt if record is not None and record.run.state in _ACTIVE else 0
 
     def _move(self, run: tr.RunSnapshot, state: tr.RunState.ValueType) -> None:
@@ -340,7 +335,7 @@ class TrainingController:
                 self._announce(record)
             self._written_at[key] = now
             self._book.dirty.discard(key)
-            self._show(key, record)
+            self._shown.show(key, record)
 
     def _count(self) -> None:
         """Gauges of jobs and runs by state, in their proto names without the prefix."""
@@ -382,13 +377,6 @@ class TrainingController:
         assert self._producer is not None
         type_ = f"shortstack.{topic.name}"
         self._producer.send(outbound(topic, key, value, type=type_, source=_SOURCE, clock=self._clock))
-
-    def _show(self, key: str, record: tr.TrainingRecord) -> None:
-        copy = tr.TrainingRecord()
-        copy.CopyFrom(record)
-        with self._changed:
-            self._shown[key] = copy
-            self._changed.notify_all()
 
 
 def _state(record: tr.TrainingRecord) -> int:
