@@ -32,6 +32,9 @@ _QUIET: Final[dict[str, int]] = {
     "botocore": logging.WARNING,
     "urllib3": logging.WARNING,
     "grpc": logging.WARNING,
+    # A line a request, and serving looks at its servers every second.
+    "httpx": logging.WARNING,
+    "httpcore": logging.WARNING,
 }
 """Libraries whose talk is about themselves, and from which level on they are heard; all of it at DEBUG."""
 

@@ -47,6 +47,14 @@ def test_libraries_log_on_the_same_way_and_only_while_it_runs() -> None:
     assert [line["event"] for line in lines(stream)] == ["broker b1 is away"]
 
 
+def test_a_probe_every_second_is_no_line_every_second() -> None:
+    stream = io.StringIO()
+    with Telemetry.start("serving", ServiceConfig(), stream):
+        logging.getLogger("httpx").info('HTTP Request: GET /info "HTTP/1.1 200 OK"')
+        logging.getLogger("httpx").warning("heard")
+    assert [line["event"] for line in lines(stream)] == ["heard"]
+
+
 def test_lines_inside_a_span_carry_its_trace() -> None:
     stream = io.StringIO()
     with Telemetry.start("x", ServiceConfig(), stream) as telemetry:
