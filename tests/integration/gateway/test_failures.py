@@ -26,7 +26,8 @@ def test_a_failure_that_nobody_foresaw_is_an_error_object_too(stack: Stack) -> N
     error = reply.json()["error"]
     assert (error["type"], error["code"], error["param"]) == ("server_error", "internal_error", None)
     assert "files" not in error["message"]
-    assert reply.headers["x-request-id"] in stack.logs.getvalue()
+    # The line is written once the answer has gone out.
+    wait_until(lambda: reply.headers["x-request-id"] in stack.logs.getvalue(), "the request's line in the log")
 
 
 @pytest.mark.parametrize("junk", [b"data: 5\n\n", b'data: {"token": null}\n\n', b"data: {]\n\n"])
