@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ TRAINER: Final = "shortstack.training.trainer.main"
 _AGENT: Final = (sys.executable, "-m", "shortstack.training.agent")
 _KILLED_S: Final = 10.0
 _TERM_S: Final = 15.0
+_POLL_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class ProcessLauncher:
         agents = _processes(self._runs, (self._agent[-1],))
         for agent in agents:
             _terminate(agent)
-        psutil.wait_procs(agents, timeout=min(deadline_s, _TERM_S))
+        _await_end(agents, min(deadline_s, _TERM_S))
         kill_leftovers(self._runs, (TRAINER, self._agent[-1]))
         for child in self._children:
             child.poll()
@@ -141,7 +143,22 @@ def kill_leftovers(folder: Path, programs: Sequence[str]) -> None:
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, timeout=_KILLED_S)
+    _await_end(left, _KILLED_S)
+
+
+def _await_end(processes: Sequence[psutil.Process], timeout_s: float) -> None:
+    """Waits until they have ended. Whose parent died is another's to reap, and not every init does that: a zombie has
+    ended too, so psutil's own wait, which is for the process id to be free, would last to its timeout."""
+    deadline = time.monotonic() + timeout_s
+    while any(_runs(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _processes(path: Path, programs: Sequence[str]) -> list[psutil.Process]:
