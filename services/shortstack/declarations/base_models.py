@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -34,9 +35,9 @@ class BaseModel:
         Raises:
             Fatal: the folder is missing or empty.
         """
-        manifest = self.path / _MANIFEST
-        if manifest.is_file():
-            files = orjson.loads(manifest.read_bytes())["files"]
+        manifest = self._manifest()
+        if manifest:
+            files = manifest["files"]
             return identity("base model", sorted((name, entry["sha256"]) for name, entry in files.items()))
         found = sorted(path for path in self.path.glob("*") if path.is_file())
         if not found:
@@ -48,10 +49,14 @@ class BaseModel:
         return identity("base model", [(path.name, file_sha256(path)) for path in found])
 
     def linear_layers(self) -> frozenset[str]:
-        """Last names of its linear layers (``q_proj``), by the headers of its safetensors files; empty without any.
+        """Last names of its linear layers (``q_proj``), from its manifest where that names them; empty without any.
 
-        A header is its length as 8 bytes, little-endian, then JSON; source: safetensors' README.
+        Else by the headers of its safetensors files. A header is its length as 8 bytes, little-endian, then JSON;
+        source: safetensors' README.
         """
+        manifest = self._manifest()
+        if "linear_layers" in manifest:
+            return frozenset(manifest["linear_layers"])
         names: set[str] = set()
         for path in self.path.glob("*.safetensors"):
             with path.open("rb") as file:
@@ -59,6 +64,14 @@ class BaseModel:
             matrices = [name for name, entry in header.items() if len(entry.get("shape", ())) == 2]
             names |= {name.split(".")[-2] for name in matrices if name.endswith(".weight") and "embed" not in name}
         return frozenset(names)
+
+    def _manifest(self) -> dict[str, Any]:
+        """What its ``manifest.json`` says; empty if it has none."""
+        path = self.path / _MANIFEST
+        if not path.is_file():
+            return {}
+        content: dict[str, Any] = orjson.loads(path.read_bytes())
+        return content
 
 
 class BaseModels:
