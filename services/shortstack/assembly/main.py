@@ -44,7 +44,7 @@ def run() -> int:
             ["shortstack.assembly.v1.AssemblyService"],
             telemetry,
         )
-        page = HealthServer(config.host, config.http_port, health, telemetry.metrics.registry)
+        page = HealthServer(config.host, config.http_port, health, telemetry.metrics)
         return run_until_signal([page, training, loop, server], grace_s=config.shutdown_grace_s, log=telemetry.log)
 
 

@@ -13,10 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
 import orjson
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Fatal
+from shortstack.core.metrics import Metrics
 
 __all__ = ["Health", "HealthServer", "Liveness", "Readiness"]
 
@@ -84,6 +85,11 @@ class Health:
         with self._lock:
             return Readiness(not self._waiting, dict(self._waiting))
 
+    def measured(self, metrics: Metrics) -> None:
+        """Makes both answers metrics, worked out at each scrape."""
+        metrics.ready.set_function(lambda: float(self.readiness().ok))
+        metrics.last_progress_seconds.set_function(lambda: self.liveness().age_s)
+
 
 class HealthServer:
     """Serves /livez, /readyz and /metrics. A component.
@@ -92,15 +98,16 @@ class HealthServer:
         host: address to listen on.
         port: 0 takes a free one; see `port` after `start`.
         health: what /livez and /readyz answer from.
-        registry: what /metrics answers from.
+        metrics: what /metrics answers from.
     """
 
-    def __init__(self, host: str, port: int, health: Health, registry: CollectorRegistry) -> None:
+    def __init__(self, host: str, port: int, health: Health, metrics: Metrics) -> None:
+        health.measured(metrics)
         self._address = (host, port)
         self._pages: dict[str, Callable[[], tuple[int, str, bytes]]] = {
             "/livez": self._livez,
             "/readyz": self._readyz,
-            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(registry)),
+            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(metrics.registry)),
         }
         self._health = health
         self._server: ThreadingHTTPServer | None = None

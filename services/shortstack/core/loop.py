@@ -47,6 +47,7 @@ class Loop:
         self._telemetry, self._clock = telemetry, clock
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
+        self._waits = telemetry.metrics.waits.labels(name)
         self.failed: Exception | None = None
         health.ready(name, False, "starting")
 
@@ -78,6 +79,7 @@ class Loop:
                     self._health.ready(self._name, True)
                 self._turning.turn()
             except Transient as error:
+                self._waits.inc()
                 self._telemetry.log.warning("trying again", part=self._name, error=str(error))
                 self._clock.wait(self._stopping, _PAUSE_S)
             self._health.progress()

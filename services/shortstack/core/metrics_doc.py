@@ -13,7 +13,12 @@ _HEAD: Final = """# Metrics
 
 Every service answers `/metrics` on its HTTP port in Prometheus' text format, with the metrics of `all` and its own,
 beside those of the process and the Python platform. Counters end in `_total`; histograms have `_bucket`, `_sum` and
-`_count`. This page is written from the one list in `services/shortstack/core/metrics.py`:
+`_count`. Model servers speak TGI's metrics, whichever of the two they are: [inference.md](inference.md), "Metrics".
+
+How to scrape them, and the dashboard over them: [operate.md](operate.md), "Watching it". Labels stay few: `run` and
+`dataset` name the eight newest runs alone, `model` the models that answer.
+
+This page is written from the one list in `services/shortstack/core/metrics.py`:
 
     python -m shortstack.core.metrics_doc > docs/metrics.md
 

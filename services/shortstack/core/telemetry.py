@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TextIO
 
 import orjson
@@ -35,6 +37,8 @@ _QUIET: Final[dict[str, int]] = {
     # A line a request, and serving looks at its servers every second.
     "httpx": logging.WARNING,
     "httpcore": logging.WARNING,
+    "httpx2": logging.WARNING,
+    "httpcore2": logging.WARNING,
 }
 """Libraries whose talk is about themselves, and from which level on they are heard; all of it at DEBUG."""
 
@@ -71,12 +75,26 @@ class Telemetry:
         for name, heard in _QUIET.items():
             logging.getLogger(name).setLevel(level if level == logging.DEBUG else max(level, heard))
         try:
-            yield cls(service, _logger(service), Metrics(service))
+            metrics, kept = Metrics(service), _storage_folder(config)
+            metrics.storage_free_bytes.set_function(lambda: _free_bytes(kept))
+            yield cls(service, _logger(service), metrics)
         finally:
             root.removeHandler(handler)
             root.setLevel(before)
             for name, was in quiet.items():
                 logging.getLogger(name).setLevel(was)
+
+
+def _storage_folder(config: ServiceConfig) -> Path:
+    """The folder of the object store; the service's own if that is elsewhere."""
+    scheme, _, path = config.storage_url.partition("://")
+    return Path(path) if scheme == "file" else config.var
+
+
+def _free_bytes(folder: Path) -> float:
+    """Bytes free there, or where it would be made."""
+    there = next((place for place in [folder, *folder.absolute().parents] if place.exists()), Path("/"))
+    return float(shutil.disk_usage(there).free)
 
 
 def _level(name: str) -> int:

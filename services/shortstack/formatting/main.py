@@ -32,7 +32,7 @@ def run() -> int:
         worker = formatting_worker(config, broker, blobs, health, telemetry, clock)
         add = (add_FormattingServiceServicer_to_server, FormattingServicer(PromptFormats.builtin()))
         server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
-        page = HealthServer(config.host, config.http_port, health, telemetry.metrics.registry)
+        page = HealthServer(config.host, config.http_port, health, telemetry.metrics)
         return run_until_signal([page, worker, server], grace_s=config.shutdown_grace_s, log=telemetry.log)
 
 

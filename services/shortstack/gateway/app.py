@@ -87,6 +87,7 @@ class _Operations:
 
 def operations_router(health: Health, metrics: Metrics) -> APIRouter:
     """/livez, /readyz and /metrics, without a key."""
+    health.measured(metrics)
     operations = _Operations(health, metrics)
     router = APIRouter()
     router.add_api_route("/livez", operations.alive, methods=["GET"])

@@ -15,12 +15,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shortstack.core.metrics import Metrics
-from shortstack.gateway.errors import ApiError, error_response, unforeseen
+from shortstack.gateway.errors import CLIENT_GONE, ApiError, error_response, unforeseen
 
 __all__ = ["BodyTooLarge", "Edge", "raw_send", "request_id"]
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 _QUIET: Final = frozenset({"/livez", "/readyz", "/metrics"})
+_ENDS: Final = {200: "whole", CLIENT_GONE: "client gone"}
+"""How an answer that had begun ended, by the status of its reply; any other status says that it broke off."""
 _ID_KEY: Final = "shortstack.request_id"
 _SEND_KEY: Final = "shortstack.send"
 
@@ -98,6 +100,9 @@ class Edge:
             return
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.http_seconds.labels(route, str(exchange.status)).observe(seconds)
+        if "shortstack.model" in scope:
+            outcome = scope.get("shortstack.outcome") or _ENDS.get(exchange.status, "broken off")
+            self._metrics.answers.labels(outcome).inc()
         self._log.info(
             "request",
             request=scope[_ID_KEY],

@@ -30,7 +30,7 @@ def run() -> int:
         parts = IngestionParts.build(config, broker, blobs, health, telemetry, clock)
         add = (add_IngestionServiceServicer_to_server, parts.servicer)
         server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
-        page = HealthServer(config.host, config.http_port, health, telemetry.metrics.registry)
+        page = HealthServer(config.host, config.http_port, health, telemetry.metrics)
         components: list[Component] = [page, parts.state, parts.backlog, parts.uploads, parts.worker, server]
         return run_until_signal(components, grace_s=config.shutdown_grace_s, log=telemetry.log)
 

@@ -94,6 +94,7 @@ class IngestionWorker:
         self._held: dict[Partition, _Held] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=GROUP, daemon=True)
+        self._waits = telemetry.metrics.waits.labels(GROUP)
         self.failed: Exception | None = None
         health.ready(GROUP, False, "waiting for Kafka")
 
@@ -114,6 +115,7 @@ class IngestionWorker:
                 try:
                     self._session()
                 except Transient as error:
+                    self._waits.inc()
                     self._health.ready(GROUP, False, str(error))
                     self._stopping.wait(_RECONNECT_S)
                 self._health.progress()

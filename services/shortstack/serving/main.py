@@ -45,7 +45,7 @@ def run() -> int:
         servicer = ServingServicer(controller, broker.producer(), clock)
         add = (add_ServingServiceServicer_to_server, servicer)
         server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
-        page = HealthServer(config.host, config.http_port, health, telemetry.metrics.registry)
+        page = HealthServer(config.host, config.http_port, health, telemetry.metrics)
         return run_until_signal([page, training, loop, server], grace_s=config.shutdown_grace_s, log=telemetry.log)
 
 

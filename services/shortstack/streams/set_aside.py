@@ -43,6 +43,7 @@ class SetAside:
         if name not in self._known:
             self._known.add(name)
             self._producer.send(letter)
+            self._telemetry.metrics.dead_letters.labels(letter.topic).inc()
 
     def close(self, timeout_s: float) -> None:
         """Sends what is under way."""

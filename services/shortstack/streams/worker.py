@@ -81,6 +81,7 @@ class BatchWorker:
         self._fates: deque[bool] = deque(maxlen=limits.dead_letters.window if limits.dead_letters else 1)
         self._own: dict[Partition, AttemptMark] = {}  # counted by this process, which did not die of it
         self._stalls = 0
+        self._waits = self._metrics.waits.labels(group)
         self._heard()
         self.failed: Exception | None = None
 
@@ -112,6 +113,7 @@ class BatchWorker:
                 try:
                     self._work()
                 except Transient as error:
+                    self._waits.inc()
                     self._health.ready(self._group, False, str(error))
                     self._health.progress()  # waiting for Kafka is alive
                     self._log.warning("waiting for Kafka", error=str(error))

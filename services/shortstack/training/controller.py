@@ -34,6 +34,7 @@ from shortstack.training.book import JOB_ENDED, JobBook, stamp
 from shortstack.training.config import TrainingConfig
 from shortstack.training.events import EventBook
 from shortstack.training.launcher import AttemptOrder, AttemptPhase, AttemptStatus, Launcher
+from shortstack.training.run_gauges import RunGauges
 
 __all__ = ["TrainingController"]
 
@@ -72,6 +73,7 @@ class TrainingController:
         self._ready: Notices | None = None
         self._written_at: dict[str, float] = {}
         self._shown: Shown[tr.TrainingRecord] = Shown()
+        self._gauges = RunGauges(telemetry.metrics)
         self.events = EventBook()
 
     # Turning.
@@ -178,7 +180,6 @@ class TrainingController:
             run.eta_seconds = payload.get("eta_s") or 0.0
             run.tokens = payload.get("tokens") or run.tokens
             self._telemetry.metrics.train_steps.inc()
-            self._telemetry.metrics.train_loss.labels(run.run).set(run.loss)
             self._move(run, tr.RUN_STATE_EXPORTING if run.step == run.max_steps else tr.RUN_STATE_RUNNING)
         self._shown.wake()
 
@@ -240,6 +241,7 @@ class TrainingController:
         if not self._wanted(run):
             self._finish(run, tr.RUN_STATE_CANCELLED)
             return
+        self._telemetry.metrics.broken_attempts.inc()
         run.deaths += status.code != "stopped"
         if status.final or run.deaths >= self._config.training_max_attempts:
             self._give_up(run, status.message or "its processes died", status.remedy or f"See {run.run_dir}")
@@ -346,6 +348,7 @@ class TrainingController:
             metrics.jobs.labels(name.removeprefix("JOB_STATE_").lower()).set(jobs[name])
         for name, _ in tr.RunState.items():
             metrics.runs.labels(name.removeprefix("RUN_STATE_").lower()).set(runs[name])
+        self._gauges.show(self._book.runs.values(), _ACTIVE)
 
     def _announce(self, record: tr.TrainingRecord) -> None:
         if record.WhichOneof("record") == "run":

@@ -44,7 +44,7 @@ def run() -> int:
         servicer = TrainingServicer(controller, datasets, bases, broker.producer(), clock, config)
         add = (add_TrainingServiceServicer_to_server, servicer)
         server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
-        page = HealthServer(config.host, config.http_port, health, telemetry.metrics.registry)
+        page = HealthServer(config.host, config.http_port, health, telemetry.metrics)
         parts: list[Component] = [page, datasets, models, launcher, loop, server]
         return run_until_signal(parts, grace_s=config.shutdown_grace_s, log=telemetry.log)
 

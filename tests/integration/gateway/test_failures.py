@@ -41,6 +41,30 @@ def test_an_event_that_is_no_token_is_a_broken_answer(stack: Stack, junk: bytes)
         list(stack.client().chat.completions.create(model=BASE, messages=QUESTION, stream=True))
 
 
+def counted(stack: Stack, outcome: str) -> float:
+    (line,) = (
+        line
+        for line in httpx.get(f"{stack.url}/metrics").text.splitlines()
+        if line.startswith(f'shortstack_answers_total{{outcome="{outcome}"}}')
+    )
+    return float(line.rpartition(" ")[2])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_breaks_off_is_counted_though_its_status_was_200(stack: Stack, stream: bool) -> None:
+    assert counted(stack, "broken off") == counted(stack, "whole") == 0
+    stack.client().chat.completions.create(model=BASE, messages=QUESTION)
+    wait_until(lambda: counted(stack, "whole") == 1, "the whole answer is counted")
+    stack.model_server.replies.append(Reply([*token_events(["Hello", " there"])[:1], 0.05, None]))
+    with pytest.raises(openai.APIError):
+        list(stack.client().chat.completions.create(model=BASE, messages=QUESTION, stream=stream))
+    wait_until(lambda: counted(stack, "broken off") == 1, "the broken answer is counted")
+    stack.model_server.replies.append(Reply([step for event in token_events(["x"] * 400) for step in (event, 0.05)]))
+    with stack.client().chat.completions.create(model=BASE, messages=QUESTION, stream=True) as left:
+        next(iter(left))
+    wait_until(lambda: counted(stack, "client gone") == 1, "the answer that was left is counted")
+
+
 def test_a_client_that_leaves_in_its_own_request_is_no_failure(stack: Stack) -> None:
     address = httpx.URL(stack.url)
     with socket.create_connection((address.host, address.port)) as client:

@@ -32,7 +32,7 @@ def health(clock: FakeClock) -> Health:
 def server(health: Health) -> Iterator[HealthServer]:
     metrics = Metrics("ingestion")
     metrics.batches_sent.inc(3)
-    made = HealthServer("127.0.0.1", 0, health, metrics.registry)
+    made = HealthServer("127.0.0.1", 0, health, metrics)
     made.start()
     yield made
     made.stop(5)
@@ -81,12 +81,25 @@ def test_metrics_are_those_of_the_service(get: Get) -> None:
     assert b"shortstack_train_loss" not in body
 
 
+def test_what_the_probes_say_is_measured_too(get: Get, health: Health, clock: FakeClock) -> None:
+    clock.advance(7)
+    health.ready("formatting", False, "waiting for Kafka")
+    page = get("/metrics")[1]
+    assert b"shortstack_ready 0.0" in page
+    assert b"shortstack_last_progress_seconds 7.0" in page
+    health.ready("formatting", True)
+    health.progress()
+    page = get("/metrics")[1]
+    assert b"shortstack_ready 1.0" in page
+    assert b"shortstack_last_progress_seconds 0.0" in page
+
+
 def test_other_paths_are_not_found(get: Get) -> None:
     assert get("/")[0] == 404
 
 
 def test_a_taken_port_is_a_clear_end(server: HealthServer, health: Health) -> None:
-    second = HealthServer("127.0.0.1", server.port, health, Metrics("x").registry)
+    second = HealthServer("127.0.0.1", server.port, health, Metrics("x"))
     with pytest.raises(Fatal, match=f"cannot listen on 127.0.0.1:{server.port}.*SHORTSTACK_HTTP_PORT"):
         second.start()
     second.stop(1)

@@ -310,7 +310,10 @@ def test_events_of_the_attempt_move_its_run(world: World) -> None:
         step = next(step for step in job.steps if step.name == "train")
         assert (step.message, step.done, step.total, step.unit) == ("loss 1.250", 3, 10, "steps")
         assert [event.seq for event in running.controller.events.of([run])] == [1, 2, 9]
-        assert sample("shortstack_train_loss", running, run=run) == 1.25
+        labels = {"run": run, "dataset": running.run().dataset}
+        assert sample("shortstack_train_loss", running, **labels) == 1.25
+        assert sample("shortstack_train_step", running, **labels) == 3
+        assert sample("shortstack_train_max_steps", running, **labels) == 10
 
 
 def test_what_is_no_request_is_set_aside_once_and_the_next_flows(world: World) -> None:

@@ -62,14 +62,14 @@ class AnswerStream(Response):
         try:
             async with WhileConnected(receive):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                last = await self._send_text(raw_send(scope, send))
+                last = await self._send_text(scope, raw_send(scope, send))
                 await send({"type": "http.response.body", "body": last, "more_body": False})
         except ClientGone:
             scope["shortstack.outcome"] = "client gone"
         finally:
             self._done(self._answer)
 
-    async def _send_text(self, send: Send) -> bytes:
+    async def _send_text(self, scope: Scope, send: Send) -> bytes:
         """Sends the pieces as they come; the events that end the stream."""
         shape = self._shape
         opening = shape.opening()
@@ -80,6 +80,7 @@ class AnswerStream(Response):
                     await send({"type": "http.response.body", "body": opening + events, "more_body": True})
                     opening = b""
         except ApiError as error:
+            scope["shortstack.outcome"] = "broken off"
             return opening + error_event(error)
         usage = self._answer.usage if self._include_usage else None
         return opening + shape.closing(self._answer.finish_reason, usage)

@@ -201,6 +201,8 @@ class Publisher:
                 self._fail(out, publication, error)
                 return
         self.metrics.publications.labels(decision.todo.value).inc()
+        if decision.todo is Todo.EVERYTHING:
+            self.metrics.pinned_bytes.inc(sum(source.bytes for source in publication.sources))
         log.info("published", dataset=publication.dataset, sources=len(publication.sources))
 
     def _compile(
