@@ -82,6 +82,8 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_SUCCEEDED: _RunState.ValueType  # 5
     RUN_STATE_FAILED: _RunState.ValueType  # 6
     RUN_STATE_CANCELLED: _RunState.ValueType  # 7
+    RUN_STATE_WAITING: _RunState.ValueType  # 8
+    """Its attempt cannot start yet: no node has room, an image or a secret is missing; `message` says what."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper): ...
 
@@ -93,6 +95,8 @@ RUN_STATE_EXPORTING: RunState.ValueType  # 4
 RUN_STATE_SUCCEEDED: RunState.ValueType  # 5
 RUN_STATE_FAILED: RunState.ValueType  # 6
 RUN_STATE_CANCELLED: RunState.ValueType  # 7
+RUN_STATE_WAITING: RunState.ValueType  # 8
+"""Its attempt cannot start yet: no node has room, an image or a secret is missing; `message` says what."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 @_typing.final
@@ -292,6 +296,7 @@ class RunSnapshot(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
     DEATHS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     attempt: _builtins.int
     owner: _builtins.str
@@ -308,11 +313,13 @@ class RunSnapshot(_message.Message):
     eta_seconds: _builtins.float
     tokens: _builtins.int
     run_dir: _builtins.str
-    """Folder of the run, as the launcher names it."""
+    """Where the run's files are, as the launcher names it: a folder, or a prefix of the object store."""
     error: _builtins.str
     remedy: _builtins.str
     deaths: _builtins.int
     """Attempts that died since the run was asked for (anew); one that was asked to stop is not among them."""
+    message: _builtins.str
+    """What it waits for, in the cluster's words, and what to do; empty when it waits for nothing."""
     @_builtins.property
     def export(self) -> Global___Export: ...
     @_builtins.property
@@ -350,10 +357,11 @@ class RunSnapshot(_message.Message):
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         jobs: _abc.Iterable[_builtins.str] | None = ...,
         deaths: _builtins.int = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "export", b"export", "finished_at", b"finished_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "config_json", b"config_json", "created_at", b"created_at", "dataset", b"dataset", "deaths", b"deaths", "error", b"error", "eta_seconds", b"eta_seconds", "export", b"export", "finished_at", b"finished_at", "jobs", b"jobs", "loss", b"loss", "max_steps", b"max_steps", "owner", b"owner", "publication", b"publication", "remedy", b"remedy", "run", b"run", "run_dir", b"run_dir", "state", b"state", "step", b"step", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "config_json", b"config_json", "created_at", b"created_at", "dataset", b"dataset", "deaths", b"deaths", "error", b"error", "eta_seconds", b"eta_seconds", "export", b"export", "finished_at", b"finished_at", "jobs", b"jobs", "loss", b"loss", "max_steps", b"max_steps", "message", b"message", "owner", b"owner", "publication", b"publication", "remedy", b"remedy", "run", b"run", "run_dir", b"run_dir", "state", b"state", "step", b"step", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
