@@ -32,8 +32,23 @@ one machine `shortstack up` passes its own environment on to every service. This
 """
 _INFERENCE: Final = """The embedded model server takes TGI's names, so that one environment starts either. It reads the
 environment alone."""
+_STORE: Final = """Read by every service whose `SHORTSTACK_STORAGE_URL` begins with `s3://`. It needs a server that
+refuses a put with `If-None-Match` where the key is taken. `gs://BUCKET/PREFIX` takes Google's variables
+(`GOOGLE_APPLICATION_CREDENTIALS`, `GOOGLE_SERVICE_ACCOUNT`), `az://CONTAINER/PREFIX` Azure's
+(`AZURE_STORAGE_ACCOUNT_NAME`, `AZURE_STORAGE_ACCOUNT_KEY`); files of profiles (`~/.aws`) are not read."""
 
 Rows = list[tuple[str, str, str]]
+
+_STORE_ROWS: Final[Rows] = [
+    ("AWS_ACCESS_KEY_ID", "None", "Key; without one a web identity, a container's or the machine's role is asked"),
+    ("AWS_SECRET_ACCESS_KEY", "None", "Its secret"),
+    ("AWS_SESSION_TOKEN", "None", "Token of a key that expires"),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", "None", "Token of a service account, with AWS_ROLE_ARN (set by Amazon's clusters)"),
+    ("AWS_REGION", "us-east-1", "The bucket's region"),
+    ("AWS_ENDPOINT_URL", "None", "Another server than Amazon's; the bucket stands in the path"),
+    ("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "false", "Whether the bucket stands in the host name instead"),
+    ("AWS_CA_BUNDLE", "None", "PEM file of the authority that signed the server's certificate, where it is your own"),
+]
 
 
 def settings_document() -> str:
@@ -45,6 +60,7 @@ def settings_document() -> str:
             "One machine", "Read by `shortstack` and its supervisor.", _rows(LocalSettings.model_fields, "SHORTSTACK_")
         ),
         _section("Every service", "", shared),
+        _section("Object store", _STORE, _STORE_ROWS),
         *(_section(name, "", [row for row in _of(name) if row not in shared]) for name in _SERVICES),
         _section("inference", _INFERENCE, _rows(_inference(), "")),
     ]

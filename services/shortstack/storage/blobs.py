@@ -43,7 +43,7 @@ class BlobStore(ABC):
 
     @staticmethod
     def open(url: str) -> BlobStore:
-        """The store at ``url``: ``file://FOLDER`` (relative to the working folder), ``memory://``, or any of fsspec's.
+        """The store at ``url``: ``file://FOLDER`` (relative to the working folder), ``memory://``, or a remote one (`RemoteBlobStore`).
 
         To read an object, call `stream` or `get`.
 
