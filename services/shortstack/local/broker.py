@@ -54,6 +54,9 @@ class BrokerConfig:
         java: setting SHORTSTACK_JAVA.
         heap_mb: the JVM's heap.
         repository: Maven repository for the jars; None takes jgo's default.
+        listen: address that clients' connections are taken on.
+        advertised: HOST:PORT that clients are told to come back to; None for loopback.
+        remedy: what helps when its folder is full or cannot be written.
     """
 
     folder: Path
@@ -64,6 +67,9 @@ class BrokerConfig:
     java: str | None = None
     heap_mb: int = 256
     repository: str | None = None
+    listen: str = _HOST
+    advertised: str | None = None
+    remedy: str = "Free some disk space, or set SHORTSTACK_VAR to a folder that can be written, on a larger disk."
 
     @classmethod
     def of(cls, settings: LocalSettings) -> Self:
@@ -83,7 +89,7 @@ class BrokerConfig:
     @property
     def bootstrap(self) -> str:
         """What clients are told."""
-        return f"{_HOST}:{self.port}"
+        return self.advertised or f"{_HOST}:{self.port}"
 
 
 class LocalBroker:
@@ -120,8 +126,7 @@ class LocalBroker:
         Raises:
             Transient, Fatal: as `ensure_jars` and `find_java`.
         """
-        fetched = ensure_jars(self.config.libs, self._jars, repository=self.config.repository)
-        if fetched:
+        if fetched := self._bring_jars():
             say(f"broker: {fetched} jars fetched and checked")
         archive = self._archive()
         if not archive.is_file() and not archive.with_suffix(_NO_ARCHIVE).is_file():
@@ -134,7 +139,7 @@ class LocalBroker:
         Raises:
             Fatal: one of them does not hold; names it and the remedy.
         """
-        ensure_jars(self.config.libs, self._jars, repository=self.config.repository)
+        self._bring_jars()
         for port in (self.config.port, self.config.controller_port):
             require_free(port, "broker")
         try:
@@ -145,7 +150,7 @@ class LocalBroker:
             raise Fatal(
                 f"its folder cannot be written ({error.strerror})",
                 where=str(self.config.folder),
-                remedy="Free some disk space, or set SHORTSTACK_VAR to a folder that can be written.",
+                remedy=self.config.remedy,
             ) from error
         self._log_start = self.config.log.stat().st_size if self.config.log.exists() else 0
         self._announced = False
@@ -211,6 +216,10 @@ class LocalBroker:
         lines = last_lines(self.config.log, 400, since=self._log_start)
         return broker_fault(what, lines, str(self.config.log))
 
+    def _bring_jars(self) -> int:
+        """Makes sure of the jars; returns how many were fetched."""
+        return ensure_jars(self.config.libs, self._jars, repository=self.config.repository)
+
     @property
     def _properties(self) -> Path:
         return self.config.folder / "server.properties"
@@ -249,7 +258,7 @@ class LocalBroker:
             raise Fatal(
                 f"the disk is full: {free // 2**20} MiB are free, the broker needs {_BYTES_NEEDED // 2**20}",
                 where=str(self.config.folder),
-                remedy="Free some disk space, or set SHORTSTACK_VAR to a folder on a larger disk.",
+                remedy=self.config.remedy,
             )
 
     def _format_once(self) -> None:
@@ -325,13 +334,13 @@ class _ArchivingBroker(LocalBroker):
 
 
 def _properties_of(config: BrokerConfig) -> Mapping[str, str]:
-    """``server.properties`` of one node that is broker and controller, on loopback."""
+    """``server.properties`` of one node that is broker and controller, the latter on loopback alone."""
     return {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@{_HOST}:{config.controller_port}",
-        "listeners": f"PLAINTEXT://{_HOST}:{config.port},CONTROLLER://{_HOST}:{config.controller_port}",
-        "advertised.listeners": f"PLAINTEXT://{_HOST}:{config.port}",
+        "listeners": f"PLAINTEXT://{config.listen}:{config.port},CONTROLLER://{_HOST}:{config.controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{config.bootstrap}",
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
         "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",

@@ -1,0 +1,18 @@
+# Publications in, pinned sources and record batches out
+ARG BASE_IMAGE=shortstack/base
+ARG BUILD_IMAGE=shortstack/build
+
+FROM ${BUILD_IMAGE} AS build
+
+FROM ${BASE_IMAGE}
+USER 0:0
+COPY --from=build /requirements/ingestion.txt /opt/shortstack/requirements/
+ARG UV_DEFAULT_INDEX
+RUN --mount=type=bind,from=build,source=/build,target=/build \
+    --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \
+    python /build/install.py ingestion
+COPY --from=build /package /opt/shortstack
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "shortstack.ingestion.main"]
+LABEL org.opencontainers.image.title="Shortstack: ingestion" \
+      org.opencontainers.image.description="Publications in, pinned sources and record batches out"
