@@ -43,12 +43,12 @@ class BlobStore(ABC):
 
     @staticmethod
     def open(url: str) -> BlobStore:
-        """The store at ``url``: ``file://FOLDER`` (relative to the working folder), ``memory://``, or a remote one (`RemoteBlobStore`).
+        """The store at ``url``: ``file://FOLDER`` (relative to the working folder), ``memory://``, or one of a cloud.
 
         To read an object, call `stream` or `get`.
 
         Raises:
-            Fatal: the URL has no scheme, or its driver is not installed.
+            Fatal: the URL has no scheme or an unknown one, or the environment lacks what a cloud's store needs.
         """
         scheme, separator, rest = url.partition("://")
         if not separator:
