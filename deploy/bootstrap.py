@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import images
 from environment import (
     CONSTRAINTS,
     PYTHON,
@@ -69,6 +70,7 @@ def check(_: Sequence[str]) -> int:
             "types": ["mypy"],
             "imports": ["lint-imports"],
             "protos": ["buf", "lint", "proto"],
+            "images": ["hadolint", *sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("docker/*.Dockerfile"))],
             "generated code": ["python", "proto/generate.py", "--check"],
             "schemas": ["python", "proto/write_schemas.py", "--check"],
         }
@@ -185,6 +187,7 @@ TASKS: Mapping[str, Task] = {
     "test-e2e": Task("the whole way, from a dataset to a chat", "dev", tests("e2e", cover=False)),
     "test-faults": Task("drills: every service killed at every hop", "dev", tests("e2e/faults", cover=False)),
     "check": Task("lint, format, types, imports, protos, generated code", "dev", check),
+    "images": Task("build the images with docker or buildah, show their sizes", "", images.main),
     "proto": Task("generate code and schemas", "dev", generate),
     "bench": Task("figures, one JSON object a line", "dev", passed_to("python", "-m", "benchmarks")),
     "lock": Task("renew the lower half of constraints.txt from what is installed", "dev", lock),

@@ -29,6 +29,12 @@ NEEDLESS_FOLDERS = ("tests", "include")
 NEEDLESS_FILES = (".pyi", ".pyx", ".pxd", ".pxi", ".h", ".hpp", ".c", ".cpp", ".a", ".cu", ".cuh")
 """Sources and stubs of what is compiled already."""
 
+NEEDLESS = (
+    "zstandard/_cffi.*",  # for other Pythons than this one
+    "sqlalchemy/testing",  # for those who write dialects
+)
+"""Other parts that no service reads, as patterns below the packages."""
+
 UNUSED_STANDARD = ("test", "idlelib", "lib2to3", "ensurepip", "tkinter", "turtledemo", "site-packages", "dist-packages")
 
 
@@ -61,9 +67,12 @@ def install(listed: Path) -> None:
 
 def trim(packages: Path) -> None:
     """Removes from ``packages`` what no service reads."""
-    for folder in [path for name in NEEDLESS_FOLDERS for path in packages.rglob(name) if path.is_dir()]:
+    named = [path for pattern in NEEDLESS for path in packages.glob(pattern)]
+    folders = [path for name in NEEDLESS_FOLDERS for path in packages.rglob(name)]
+    for folder in filter(Path.is_dir, [*named, *folders]):
         shutil.rmtree(folder, ignore_errors=True)  # one may lie in another that is gone already
-    for file in [path for path in packages.rglob("*") if path.suffix in NEEDLESS_FILES and path.is_file()]:
+    files = [path for path in packages.rglob("*") if path.suffix in NEEDLESS_FILES]
+    for file in filter(Path.is_file, [*named, *files]):
         file.unlink()
 
 

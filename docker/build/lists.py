@@ -77,7 +77,7 @@ def closure(source: Source, extras: Mapping[str, Sequence[str]], backend: str = 
     known = [extra for extra in source.extras if extra in extras]
     if source.extras and not known:
         raise SystemExit(f"pyproject.toml has no extra {' or '.join(source.extras)}; docker/build/lists.py names it.")
-    uv = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-strip-extras"]
+    uv = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
     uv += ["--constraints", "constraints.txt", "--no-emit-index-url"]
     environment = dict(os.environ) | ({"UV_TORCH_BACKEND": backend} if backend else {})
     if source.packages:
