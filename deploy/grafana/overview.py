@@ -21,7 +21,8 @@ WIDTH: Final = 24
 STEP: Final = "[$__rate_interval]"
 _CHOSEN: Final = 'namespace=~"$namespace",job=~"$job"'
 _SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
-_OURS: Final = "ingestion|formatting|assembly|training|serving|gateway|inference|server"
+_OURS: Final = "(.+-)?(ingestion|formatting|assembly|training|serving|gateway|inference)|server(-[0-9a-f]+)?"
+"""Jobs of ours: a component, or the Service of one, as a monitor without a job label has it."""
 _ACTIVE: Final = "starting|waiting|running|exporting"
 _BAD: Final = ".*(failed|refused|held|stalled|broken off|dlq).*"
 _CHAT: Final = "/v1/chat/completions|/v1/completions|/chat"
@@ -414,7 +415,7 @@ HEALTH: Final = (
         "Waits and retries",
         "Times a minute that Kafka, the object store or a server was away and is tried again.",
         [
-            Query(f"60 * sum by (job, part) (rate(shortstack_waits_total{{}}{STEP}))", "{{job}} {{part}}"),
+            Query(f"60 * sum by (job, part) (rate(shortstack_waits_total{{}}{STEP})){_NONE}", "{{job}} {{part}}"),
             Query(f"60 * sum by (topic) (rate(shortstack_retries_total{{}}{STEP})){_NONE}", "retried {{topic}}"),
         ],
         unit="suffix: /min",
