@@ -11,7 +11,15 @@ from tests.e2e.stack import Stack
 
 ROOT = Path(__file__).parents[2]
 STACK = pytest.StashKey[Stack]()
-_ORDER = ("test_bad_input", "test_shared_datasets", "test_main_job", "test_openai", "test_cli", "test_replay")
+_ORDER = (
+    "test_bad_input",
+    "test_shared_datasets",
+    "test_main_job",
+    "test_monitoring",
+    "test_openai",
+    "test_cli",
+    "test_replay",
+)
 """What needs no model first, while the main job trains; what looks at everything that was left last."""
 
 
