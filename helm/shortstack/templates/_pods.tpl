@@ -1,0 +1,110 @@
+{{/* What all pods have in common: Pod Security "restricted", no links, no tokens, where to run. */}}
+
+{{- define "shortstack.pod.security" -}}
+runAsNonRoot: true
+{{- with .Values.podSecurity.runAsUser }}
+runAsUser: {{ . | int64 }}
+{{- end }}
+{{- with .Values.podSecurity.runAsGroup }}
+runAsGroup: {{ . | int64 }}
+{{- end }}
+{{- with .Values.podSecurity.fsGroup }}
+fsGroup: {{ . | int64 }}
+fsGroupChangePolicy: OnRootMismatch
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "shortstack.container.security" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/*
+The head of a pod's spec.
+(dict "root" ROOT "own" VALUES-OF-THE-COMPONENT "account" NAME "token" BOOL "blobs" BOOL "grace" SECONDS)
+*/}}
+{{- define "shortstack.pod.head" -}}
+{{- $root := .root -}}
+serviceAccountName: {{ default (include "shortstack.fullname" $root) .account }}
+automountServiceAccountToken: {{ default false .token }}
+# Kubernetes would set SHORTSTACK_… variables for the services of a release of this name.
+enableServiceLinks: false
+terminationGracePeriodSeconds: {{ .grace }}
+securityContext:
+  {{- include "shortstack.pod.security" $root | nindent 2 }}
+{{- with include "shortstack.pod.pullSecrets" $root }}
+imagePullSecrets:
+  {{- . | nindent 2 }}
+{{- end }}
+{{- with default $root.Values.scheduling.priorityClassName .own.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with default $root.Values.scheduling.nodeSelector .own.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with default $root.Values.scheduling.tolerations .own.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with include "shortstack.pod.affinity" . }}
+affinity:
+  {{- . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "shortstack.pod.pullSecrets" -}}
+{{- $global := default dict .Values.global -}}
+{{- range concat (default list $global.imagePullSecrets) .Values.image.pullSecrets | uniq }}
+- name: {{ . | quote }}
+{{- end }}
+{{- end }}
+
+{{/*
+A claim that one node alone may mount keeps all pods that mount it on that node. The first of them schedules
+anywhere: a required affinity that the pod itself fulfils counts as met while no other pod does.
+*/}}
+{{- define "shortstack.pod.affinity" -}}
+{{- $affinity := deepCopy (default $.root.Values.scheduling.affinity $.own.affinity | default dict) -}}
+{{- if and .blobs (include "shortstack.storage.oneNode" .root) -}}
+{{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (dict "shortstack/blobs" (include "shortstack.fullname" .root))) -}}
+{{- $pods := default dict $affinity.podAffinity -}}
+{{- $required := append (default list $pods.requiredDuringSchedulingIgnoredDuringExecution) $term -}}
+{{- $_ := set $pods "requiredDuringSchedulingIgnoredDuringExecution" $required -}}
+{{- $_ := set $affinity "podAffinity" $pods -}}
+{{- end -}}
+{{- with $affinity -}}
+{{- toYaml . -}}
+{{- end -}}
+{{- end }}
+
+{{/* Alive from the first page on, ready when each part says so. (port) */}}
+{{- define "shortstack.probes" -}}
+startupProbe:
+  httpGet: {path: /livez, port: http}
+  periodSeconds: 2
+  timeoutSeconds: 5
+  failureThreshold: 90
+livenessProbe:
+  httpGet: {path: /livez, port: http}
+  periodSeconds: 15
+  timeoutSeconds: 10
+  failureThreshold: 4
+readinessProbe:
+  httpGet: {path: /readyz, port: http}
+  periodSeconds: 3
+  timeoutSeconds: 5
+  failureThreshold: 3
+{{- end }}
+
+{{/* What is left out of a release that has none. */}}
+{{- define "shortstack.annotations" -}}
+{{- with . }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
