@@ -19,10 +19,11 @@ from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.serving.rollout import RolledOut
 
-__all__ = ["ModelBook", "stamp"]
+__all__ = ["ModelBook", "in_order", "stamp"]
 
 _JOB_OVER: Final = frozenset({tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED})
 _OVER: Final = frozenset({sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN})
+_TROUBLE: Final = "its server does not answer: "
 _OPEN: Final = frozenset({sv.MODEL_STATE_LOADING, sv.MODEL_STATE_PROVING})
 
 
@@ -31,10 +32,31 @@ def stamp(field: Timestamp, at: datetime) -> None:
     field.FromDatetime(at.astimezone(UTC).replace(tzinfo=None))
 
 
-class ModelBook:
-    """All models and aliases by name; ``dirty`` holds the keys that must be written."""
+def in_order(records: Mapping[str, sv.ModelRecord]) -> dict[str, sv.ModelRecord]:
+    """Records in the order to tell them, so that a reader who takes one after the other never finds a way lost.
 
-    def __init__(self) -> None:
+    Models first, so that no alias names one that is not known as served; then aliases; then models that are over, which
+    an alias may have named until then.
+    """
+
+    def rank(key: str) -> tuple[int, str]:
+        record = records[key]
+        if record.WhichOneof("record") == "alias":
+            return 1, key
+        return 2 if record.model.state in _OVER else 0, key
+
+    return {key: records[key] for key in sorted(records, key=rank)}
+
+
+class ModelBook:
+    """All models and aliases by name; ``dirty`` holds the keys that must be written.
+
+    Args:
+        keep_superseded: whether a model stays served when its last alias has moved to another.
+    """
+
+    def __init__(self, *, keep_superseded: bool = True) -> None:
+        self._keep_superseded = keep_superseded
         self.models: dict[str, sv.ModelSnapshot] = {}
         self.aliases: dict[str, sv.AliasSnapshot] = {}
         self.dirty: set[str] = set()
@@ -59,16 +81,15 @@ class ModelBook:
 
     # Wishes.
 
-    def base(self, name: str, endpoint: sv.Endpoint | None, now: datetime) -> None:
-        """Says whether a base model is served as it is."""
+    def base(self, name: str, endpoint: sv.Endpoint | None, now: datetime, why: str = "") -> None:
+        """Says whether a base model is served as it is, else why not."""
         model = self.models.get(name)
         if model is None:
             model = self._open(name, "", tr.Export(), "", now)
         wanted = sv.MODEL_STATE_SERVED if endpoint is not None else sv.MODEL_STATE_LOADING
-        if model.state == wanted and (endpoint is None or model.endpoint == endpoint):
+        if model.state == wanted and (model.message == why if endpoint is None else model.endpoint == endpoint):
             return
-        model.state = wanted
-        model.message = "" if endpoint is not None else "the inference server is loading it"
+        model.state, model.message = wanted, why
         if endpoint is not None:
             model.endpoint.CopyFrom(endpoint)
         self._touch(model, now)
@@ -90,6 +111,7 @@ class ModelBook:
             if model.jobs and not wanted and model.name not in self._ordered:
                 model.state, model.message = sv.MODEL_STATE_WITHDRAWN, "every job that wished for it is over"
                 self._touch(model, now)
+        self._sweep(jobs, now)
 
     def _follow_job(self, job: tr.JobSnapshot, run: tr.RunSnapshot, now: datetime) -> None:
         model = self.models.get(job.model) or self._open(job.model, job.owner, run.export, run.run, now)
@@ -160,16 +182,29 @@ class ModelBook:
             return
         model.endpoint.CopyFrom(result.endpoint)
         model.state, model.remedy = sv.MODEL_STATE_SERVED, ""
-        said = [] if result.proof.measurable else ["no measurable change: the base passes the same test"]
-        model.message = "; ".join([*said, *self._move(model, now)])
+        said = _words_of_proof(model)
+        model.message = "; ".join(filter(None, [said, *self._move(model, now)]))
         self._touch(model, now)
 
     def moved(self, name: str, url: str, now: datetime) -> None:
-        """A served model's server is at ``url`` now."""
+        """A served model answers at ``url`` now."""
         model = self.models[name]
-        if model.endpoint.url != url:
+        if model.state == sv.MODEL_STATE_SERVED and (model.endpoint.url != url or model.message.startswith(_TROUBLE)):
             model.endpoint.url = url
+            model.message = _words_of_proof(model) if model.message.startswith(_TROUBLE) else model.message
             self._touch(model, now)
+
+    def troubled(self, name: str, why: str, now: datetime) -> None:
+        """A served model does not answer now; its route stays, for it comes back."""
+        model = self.models[name]
+        if model.state == sv.MODEL_STATE_SERVED and model.message != f"{_TROUBLE}{why}":
+            model.message = f"{_TROUBLE}{why}"
+            self._touch(model, now)
+
+    def url(self, name: str) -> str:
+        """Where a model answers, or did last; empty if it never has."""
+        model = self.models.get(name)
+        return "" if model is None else model.endpoint.url
 
     def refuse(self, name: str, why: str, remedy: str, now: datetime) -> None:
         """The model never takes traffic."""
@@ -228,6 +263,57 @@ class ModelBook:
         stamp(snapshot.updated_at, now)
         self.aliases[alias] = snapshot
         self.dirty.add(f"alias/{alias}")
+        for lost in known.weights if known is not None else ():
+            self._supersede(lost.model, alias, now)
+
+    # What a newer model leaves behind.
+
+    def superseded_by(self, name: str) -> list[sv.ModelSnapshot]:
+        """Served models that lose their last alias when this one is served."""
+        taken = {
+            alias
+            for alias, (requested_at, _) in self._moves.get(name, {}).items()
+            if (known := self.aliases.get(alias)) is not None
+            and known.owner == self.models[name].owner
+            and known.requested_at.ToDatetime(tzinfo=UTC) < requested_at
+        }
+        return [m for m in self.served() if (own := self._aliases_of(m.name)) and m.name != name and own <= taken]
+
+    def _aliases_of(self, name: str) -> set[str]:
+        return {alias.alias for alias in self.aliases.values() if any(w.model == name for w in alias.weights)}
+
+    def _supersede(self, name: str, alias: str, now: datetime) -> None:
+        """Withdraws a model that has lost its last alias; it is in the same write as the move."""
+        model = self.models.get(name)
+        if self._keep_superseded or model is None or model.state != sv.MODEL_STATE_SERVED or not model.export.digest:
+            return
+        if self._aliases_of(name):
+            return
+        heirs = ", ".join(sorted(weight.model for weight in self.aliases[alias].weights))
+        again = f"shortstack models deploy {model.run} --suffix {name.split(':')[-2]} --alias {alias}"
+        model.state = sv.MODEL_STATE_WITHDRAWN
+        model.message = f'superseded by {heirs} on alias "{alias}"; serve it again with: {again}'
+        self._touch(model, now)
+
+    def _sweep(self, jobs: Mapping[str, tr.JobSnapshot], now: datetime) -> None:
+        """Withdraws models that were served after a newer request had set every alias they were meant for.
+
+        Their jobs must have heard first that they were served.
+        """
+        for model in self.served():
+            wished = self._moves.get(model.name, {})
+            heard = all(jobs[job].state == tr.JOB_STATE_SUCCEEDED for job in model.jobs if job in jobs)
+            overtaken = wished and all(self._is_overtaken(model, alias, at) for alias, (at, _) in wished.items())
+            if overtaken and heard and model.name not in self._ordered:
+                self._supersede(model.name, min(wished), now)
+
+    def _is_overtaken(self, model: sv.ModelSnapshot, alias: str, requested_at: datetime) -> bool:
+        known = self.aliases.get(alias)
+        if known is None or known.owner != model.owner:
+            return False
+        return known.requested_at.ToDatetime(tzinfo=UTC) > requested_at
+
+    # What is asked by hand.
 
     def withdraw(self, name: str, requested_at: datetime, now: datetime) -> bool:
         """Takes a model out of traffic; whether it was in it. An older request than its last change is stale."""
@@ -240,9 +326,11 @@ class ModelBook:
         self._touch(model, now)
         return True
 
-    def idle(self) -> list[sv.ModelSnapshot]:
-        """Fine-tuned models that no server needs to hold."""
-        return [m for m in self.models.values() if m.state in _OVER and m.export.digest]
+    def idle(self, drained: datetime) -> list[sv.ModelSnapshot]:
+        """Fine-tuned models that no server needs to hold: refused, or withdrawn until ``drained`` at the latest."""
+        over = [m for m in self.models.values() if m.state in _OVER and m.export.digest]
+        refused = sv.MODEL_STATE_REFUSED
+        return [m for m in over if m.state == refused or m.updated_at.ToDatetime(tzinfo=UTC) <= drained]
 
     # Checks at the edge.
 
@@ -278,6 +366,12 @@ class ModelBook:
     def _touch(self, model: sv.ModelSnapshot, now: datetime) -> None:
         stamp(model.updated_at, now)
         self.dirty.add(f"model/{model.name}")
+
+
+def _words_of_proof(model: sv.ModelSnapshot) -> str:
+    """What there is to say of a model that passed its contract test."""
+    measurable = not model.proof_json or orjson.loads(model.proof_json)["measurable"]
+    return "" if measurable else "no measurable change: the base passes the same test"
 
 
 def _milliseconds(at: datetime) -> datetime:

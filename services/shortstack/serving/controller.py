@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,9 +24,10 @@ from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
-from shortstack.serving.book import ModelBook
+from shortstack.serving.book import ModelBook, in_order
 from shortstack.serving.config import ServingConfig
-from shortstack.serving.rollout import RolledOut, Rollout
+from shortstack.serving.rollout import Held, RolledOut, Rollout
+from shortstack.serving.watch import Look, Watch
 from shortstack.streams import topics
 from shortstack.streams.broker import Broker, Delivery, Reader
 from shortstack.streams.notices import Notices
@@ -68,6 +68,7 @@ class ServingController:
         self._config, self._telemetry, self._clock = config, telemetry, clock
         self._writer = StateWriter(broker, topics.MODELS_STATE, sv.ModelRecord, clock, source=_SOURCE)
         self._poll_s = poll_s
+        self._looking: Watch | None = None
         self._book = ModelBook()
         self._aside: SetAside | None = None
         self._reader: Reader | None = None
@@ -85,7 +86,8 @@ class ServingController:
         """Claims the state topic, then reads requests to their end before it acts on anything."""
         self.close()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollout")
-        self._book = ModelBook()
+        self._looking = Watch(self._rollout, self._telemetry.log, self._rolling_out)
+        self._book = ModelBook(keep_superseded=self._config.serving_keep_superseded)
         self._book.restore(self._writer.open().values())
         for key, record in self._writer.latest.items():
             self._shown.show(key, record)
@@ -106,6 +108,7 @@ class ServingController:
         now = self._clock.monotonic()
         jobs, runs = self._jobs_and_runs()
         self._book.follow(jobs, runs, self._clock.now())
+        self._seen()
         if now - self._watched_at >= self._config.serving_watch_s:
             self._watched_at = now
             self._watch()
@@ -124,8 +127,10 @@ class ServingController:
                     sending.close(self._config.shutdown_grace_s / 4)
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._looking is not None:
+            self._looking.close()
         self._writer.close()
-        self._rolling = self._pool = None
+        self._rolling = self._pool = self._looking = None
         self._reader = self._deployed = self._aside = None
 
     # For the API's threads.
@@ -178,35 +183,43 @@ class ServingController:
     # Rolling out.
 
     def _watch(self) -> None:
-        """Looks whether bases are up, and gives models back to a server that was started anew."""
+        """Has the servers looked at: bases that are up, models that a restart took, servers that nobody needs."""
+        assert self._looking is not None
+        book, coming = self._book, self._book.pending()
+        away = self._making_way(coming)
+        served = [model for model in book.served() if model.name not in away]
+        now, drain = self._clock.now(), timedelta(seconds=self._config.serving_drain_s)
+        for name in self._bases.keys() - book.models.keys():
+            book.base(name, None, now, "its server is being looked for")
+        needed = {model.export.digest for model in [*book.served(), *coming]}  # others' names for the same files
+        idle = [m for m in book.idle(now - drain) if m.export.digest not in needed]
+        self._looking.start(
+            Look(
+                [(name, folder, book.url(name)) for name, folder in self._bases.items()],
+                [(model.name, _held(model)) for model in served],
+                [(model.name, _held(model).export) for model in idle],
+                [_held(model) for model in [*coming, *(book.models[name] for name in away)]],
+            )
+        )
+
+    def _seen(self) -> None:
+        """Writes down what the last look found."""
+        assert self._looking is not None
         now = self._clock.now()
-        for name, folder in self._bases.items():
-            self._book.base(name, self._endpoint(folder), now)
-        for model in self._book.served():
-            self._change(model, partial(self._reload, model.name))
-        for model in self._book.idle():
-            if not self._shares(model):
-                self._change(model, self._rollout.remove)
+        for finding in self._looking.found():
+            if finding.name in self._bases:
+                self._book.base(finding.name, finding.endpoint, now, finding.trouble)
+            elif finding.url:
+                # A stack that was started again on other ports has its server elsewhere.
+                self._book.moved(finding.name, finding.url, now)
+            else:
+                self._book.troubled(finding.name, finding.trouble, now)
 
-    def _change(self, model: sv.ModelSnapshot, change: Callable[[tr.Export], None]) -> None:
-        try:
-            change(model.export)
-        except (Transient, Poison) as error:
-            self._telemetry.log.warning("server and models differ", model=model.name, error=str(error))
-
-    def _reload(self, name: str, export: tr.Export) -> None:
-        # A stack that was started again on other ports has its server elsewhere.
-        self._book.moved(name, self._rollout.reload(export), self._clock.now())
-
-    def _shares(self, idle: sv.ModelSnapshot) -> bool:
-        """Whether another model of the same files is in use; names differ by owner and suffix, weights do not."""
-        return any(model.export.digest == idle.export.digest for model in [*self._book.served(), *self._book.pending()])
-
-    def _endpoint(self, folder: Path) -> sv.Endpoint | None:
-        try:
-            return self._rollout.base(folder)
-        except Transient:
-            return None
+    def _making_way(self, coming: Iterable[sv.ModelSnapshot]) -> set[str]:
+        """Models whose servers have to go before those of the coming ones start."""
+        if self._config.rollout_strategy == "surge":
+            return set()
+        return {old.name for model in coming for old in self._book.superseded_by(model.name)}
 
     def _next(self, now: float) -> None:
         if self._rolling is not None or self._pool is None:
@@ -215,11 +228,15 @@ class ServingController:
             self._found_at.setdefault(model.name, now)
             if now >= self._not_before.get(model.name, 0.0):
                 proving = threading.Event()
-                export = tr.Export()
-                export.CopyFrom(model.export)
-                future = self._pool.submit(self._rollout.roll_out, export, proving.set)
+                away = self._making_way([model])
+                instead_of = [_held(self._book.models[name]).export for name in sorted(away)]
+                future = self._pool.submit(self._rollout.roll_out, _held(model).export, proving.set, instead_of)
                 self._rolling = _RollingOut(model.name, future, proving)
                 return
+
+    def _rolling_out(self) -> str:
+        rolling = self._rolling
+        return "" if rolling is None else rolling.name
 
     def _collect(self) -> None:
         rolling = self._rolling
@@ -257,9 +274,7 @@ class ServingController:
         """One write for all that changed: a model's last step and the move of its aliases are one event."""
         if not self._book.dirty:
             return
-        # Models first: no reader of the topic may find an alias that names a model it takes for not served.
-        keys = sorted(self._book.dirty, key=lambda key: (key.startswith("alias/"), key))
-        changed = {key: self._book.record(key) for key in keys}
+        changed = in_order({key: self._book.record(key) for key in self._book.dirty})
         self._writer.put_all(changed)
         self._book.dirty.clear()
         self._count()
@@ -287,6 +302,13 @@ class ServingController:
         if again and self._deployed.told(name):
             name = f"{key}/{changed.ToNanoseconds()}"
         self._deployed.tell(name, key.partition("/")[2], record.SerializeToString(), changed)
+
+
+def _held(model: sv.ModelSnapshot) -> Held:
+    """A copy, for other threads."""
+    export = tr.Export()
+    export.CopyFrom(model.export)
+    return Held(export, model.endpoint.url)
 
 
 def _deployed(record: sv.ModelRecord) -> bool:

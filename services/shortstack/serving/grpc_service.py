@@ -13,7 +13,7 @@ from shortstack.core.errors import Conflict, NotFound
 from shortstack.core.identity import DEFAULT_OWNER, model_name
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
-from shortstack.serving.book import ModelBook
+from shortstack.serving.book import ModelBook, in_order
 from shortstack.serving.controller import ServingController
 from shortstack.serving.v1 import serving_pb2 as pb
 from shortstack.serving.v1.serving_pb2_grpc import ServingServiceServicer
@@ -65,11 +65,10 @@ class ServingServicer(ServingServiceServicer):
         synced = False
         while context.is_active():
             shown = self._controller.shown()
-            # Models before aliases, so that no route names a model that was not told yet.
-            for key in sorted(shown, key=lambda key: (key.startswith("alias/"), key)):
-                if sent.get(key) != shown[key]:
-                    sent[key] = shown[key]
-                    yield _update(shown[key])
+            for key, record in in_order(shown).items():
+                if sent.get(key) != record:
+                    sent[key] = record
+                    yield _update(record)
             if not synced:
                 synced = True
                 yield pb.WatchModelsResponse(synced=True)

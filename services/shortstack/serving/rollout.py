@@ -1,4 +1,4 @@
-"""One model from weights to proof: fetch, load, render as chats will, ask the probes. The part that takes time."""
+"""One model from weights to proof: what a rollout is, and the one onto the embedded server of one machine."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from shortstack.core.digest import file_sha256
-from shortstack.core.errors import Poison
+from shortstack.core.errors import Poison, Transient
 from shortstack.messages.v1.serving_pb2 import Endpoint
 from shortstack.messages.v1.training_pb2 import Export
 from shortstack.prompts.formats import PromptFormats
-from shortstack.records.message import Message
 from shortstack.serving.contract import Proof, prove
 from shortstack.serving.tgi import TgiClient
-from shortstack.serving.weights import FetchedExport, fetch_export
+from shortstack.serving.tongues import Tongues
+from shortstack.serving.weights import ADAPTER_AND_WORDS, FetchedExport, fetch_export
 from shortstack.storage.blobs import BlobStore
 
-__all__ = ["EmbeddedRollout", "RolledOut", "Rollout", "adapter_of"]
+__all__ = ["EmbeddedRollout", "Held", "NotReady", "RolledOut", "Rollout", "adapter_of"]
+
+
+class NotReady(Transient):
+    """A server is known not to answer yet; the words say what it waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,38 +32,56 @@ class RolledOut:
     proof: Proof
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A model that a server must hold: its export, and the URL that its route names ("" before it has one)."""
+
+    export: Export
+    url: str
+
+
 class Rollout(Protocol):
-    """Brings models onto servers. One implementation a place: here the embedded server, Deployments in a cluster."""
+    """Brings models onto servers. One implementation a place: here the embedded server, Deployments in a cluster.
 
-    def base(self, folder: Path) -> Endpoint | None:
-        """The endpoint of a base model that is served as it is; None while it loads or if nobody serves it."""
-        ...
+    `roll_out` is called from one thread, all others from another; none of them from the controller's own.
+    """
 
-    def roll_out(self, export: Export, proving: Callable[[], None]) -> RolledOut:
-        """Loads the model and proves it; ``proving`` is called in between.
+    def base(self, name: str, folder: Path, url: str) -> Endpoint:
+        """The endpoint of a base model that is served as it is, which had ``url`` before ("" if never).
 
         Raises:
-            Transient: a server is away; try again.
+            NotReady: it loads, or nobody serves it.
+            Transient: this cannot be told now.
+        """
+        ...
+
+    def roll_out(self, export: Export, proving: Callable[[], None], instead_of: Sequence[Export] = ()) -> RolledOut:
+        """Loads the model and proves it; ``proving`` is called in between.
+
+        Args:
+            instead_of: models whose servers go before this one's starts, for want of room.
+
+        Raises:
+            Transient: a server is away or not ready yet; try again.
             Poison: the model cannot be served at all.
         """
         ...
 
-    def reload(self, export: Export) -> str:
-        """Makes sure that a proven model is still there, after a server's restart; the server's URL."""
+    def reload(self, export: Export, url: str) -> str:
+        """Makes sure that a proven model, whose route names ``url``, is still there; the URL to route to.
+
+        Raises:
+            NotReady: its server is there and does not answer yet.
+        """
         ...
 
     def remove(self, export: Export) -> None:
         """Takes a model away, if it is there; what is under way finishes."""
         ...
 
-
-@dataclass(frozen=True, slots=True)
-class _Tongue:
-    """Object keys of a tokenizer's files, and the strings that end an answer in a format."""
-
-    tokenizer: str
-    tokenizer_config: str
-    stop: tuple[str, ...]
+    def keep(self, held: Sequence[Held]) -> None:
+        """Takes away, after their time to drain, servers that neither these models nor the bases need."""
+        ...
 
 
 def adapter_of(export: Export) -> str:
@@ -73,30 +94,26 @@ class EmbeddedRollout:
 
     def __init__(self, client: TgiClient, blobs: BlobStore, folder: Path, formats: PromptFormats) -> None:
         self._client, self._blobs, self._folder, self._formats = client, blobs, folder, formats
-        self._tongues: dict[tuple[str, Path], _Tongue] = {}
+        self._tongues = Tongues(blobs, formats)
 
-    def base(self, folder: Path) -> Endpoint | None:
+    def base(self, name: str, folder: Path, url: str) -> Endpoint:
         """See `Rollout.base`."""
         if not self._client.healthy():
-            return None
+            raise NotReady("the inference server is loading it")
         if Path(str(self._client.info()["model_id"])).name != folder.name:
-            return None
+            raise NotReady("the inference server runs another model")
         return self._endpoint("", "base", folder)
 
-    def roll_out(self, export: Export, proving: Callable[[], None]) -> RolledOut:
-        """See `Rollout.roll_out`."""
+    def roll_out(self, export: Export, proving: Callable[[], None], instead_of: Sequence[Export] = ()) -> RolledOut:
+        """See `Rollout.roll_out`; adapters have room beside one another, so none has to go for it."""
         fetched = self._load(export)
         endpoint = self._endpoint(adapter_of(export), export.prompt_format, fetched.tokenizer)
         proving()
-        fmt = self._formats.with_base(fetched.tokenizer).get(export.prompt_format)
-
-        def render(messages: Sequence[Message]) -> str:
-            return fmt.prompt(messages)
-
+        render = self._formats.with_base(fetched.tokenizer).get(export.prompt_format).prompt
         proof = prove(self._client, fetched.probes(), render, adapter_id=endpoint.adapter_id, base=self._client)
         return RolledOut(endpoint, proof)
 
-    def reload(self, export: Export) -> str:
+    def reload(self, export: Export, url: str) -> str:
         """See `Rollout.reload`."""
         if adapter_of(export) not in self._client.adapters():
             self._load(export)
@@ -107,8 +124,11 @@ class EmbeddedRollout:
         if adapter_of(export) in self._client.adapters():
             self._client.drop_adapter(adapter_of(export))
 
+    def keep(self, held: Sequence[Held]) -> None:
+        """See `Rollout.keep`; an adapter that somebody loaded by hand is his, and stays."""
+
     def _load(self, export: Export) -> FetchedExport:
-        fetched = fetch_export(self._blobs, export, self._folder)
+        fetched = fetch_export(self._blobs, export, self._folder, ADAPTER_AND_WORDS)
         if fetched.adapter is None:
             raise Poison(
                 "the model was trained in all its parameters, and the embedded server takes adapters alone",
@@ -118,27 +138,10 @@ class EmbeddedRollout:
         return fetched
 
     def _endpoint(self, adapter_id: str, prompt_format: str, tokenizer: Path) -> Endpoint:
-        info, tongue = self._client.info(), self._tongue(prompt_format, tokenizer)
-        return Endpoint(
-            url=self._client.url,
+        return self._tongues.endpoint(
+            self._client.url,
+            self._client.info(),
             adapter_id=adapter_id,
             prompt_format=prompt_format,
-            tokenizer=tongue.tokenizer,
-            tokenizer_config=tongue.tokenizer_config,
-            max_input_tokens=int(info["max_input_tokens"]),
-            max_total_tokens=int(info["max_total_tokens"]),
-            stop=tongue.stop,
+            tokenizer=tokenizer,
         )
-
-    def _tongue(self, prompt_format: str, tokenizer: Path) -> _Tongue:
-        """Puts the tokenizer's files where the gateway finds them, once; bases are asked for every second."""
-        known = self._tongues.get((prompt_format, tokenizer))
-        if known is None:
-            names = ("tokenizer.json", "tokenizer_config.json")
-            keys = [f"tokenizers/{name}-{file_sha256(tokenizer / name)}" for name in names]
-            for name, key in zip(names, keys, strict=True):
-                if not self._blobs.exists(key):
-                    self._blobs.put_file(key, tokenizer / name)
-            stop = self._formats.with_base(tokenizer).get(prompt_format).stop
-            known = self._tongues[prompt_format, tokenizer] = _Tongue(keys[0], keys[1], tuple(stop))
-        return known

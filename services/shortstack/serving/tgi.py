@@ -5,6 +5,7 @@ Source of the shapes: TGI 3.3.7, docs/inference.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,9 @@ class TgiClient:
         if adapter_id:
             parameters["adapter_id"] = adapter_id
         body = self._call("POST", "/generate", {"inputs": prompt, "parameters": parameters})
-        return [GeneratedToken(token["id"], token["logprob"]) for token in body["details"]["tokens"]]
+        # JSON has no not-a-number: what weights with NaN give arrives as null.
+        said = [(token["id"], token["logprob"]) for token in body["details"]["tokens"]]
+        return [GeneratedToken(token, math.nan if logprob is None else logprob) for token, logprob in said]
 
     def adapters(self) -> dict[str, Path]:
         """Adapters that the embedded server holds: id → folder."""

@@ -1,23 +1,25 @@
-"""Exports on local disk, where a server reads them: fetched by digest, checked, whole or not there."""
+"""Exports on the disk of the serving service: fetched by digest, checked, whole or not there."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from shortstack.core.digest import sha256_hex
 from shortstack.core.errors import Poison
 from shortstack.messages.v1.training_pb2 import Export
+from shortstack.storage import weights
 from shortstack.storage.blobs import BlobStore
 
-__all__ = ["FetchedExport", "fetch_export"]
+__all__ = ["ADAPTER_AND_WORDS", "WORDS", "FetchedExport", "fetch_export"]
 
 _MANIFEST: Final = "export.manifest.json"
-_PARTS: Final = ("adapter/", "merged/tokenizer", "merged/special_tokens", "probes.json")
+WORDS: Final = ("merged/tokenizer", "merged/special_tokens", "probes.json")
+"""What rendering and proving need."""
+ADAPTER_AND_WORDS: Final = ("adapter/", *WORDS)
+"""What the embedded server needs beside."""
 
 
 class FetchedExport:
@@ -43,28 +45,16 @@ class FetchedExport:
         return content
 
 
-def fetch_export(blobs: BlobStore, export: Export, root: Path) -> FetchedExport:
-    """Fetches what serving needs of an export (adapter, tokenizer, probes) to ``root/DIGEST``, once.
+def fetch_export(blobs: BlobStore, export: Export, root: Path, parts: Sequence[str]) -> FetchedExport:
+    """Fetches parts of an export to ``root/DIGEST``, once; later calls ask the object store nothing.
 
     Raises:
         Poison: the manifest or a file is not the one that training named.
         NotFound: an object is missing.
     """
     target = root / export.digest
-    if (target / _MANIFEST).is_file():
-        return FetchedExport(target)
-    text = blobs.get(export.manifest)
-    if sha256_hex(text) != export.manifest_sha256:
-        raise Poison("the export's manifest is not the one that training named", where=export.manifest)
-    manifest = orjson.loads(text)
-    if manifest["digest"] != export.digest:
+    if not (target / _MANIFEST).is_file():
+        weights.fetch_export(blobs, export.manifest, export.manifest_sha256, target, parts)
+    if orjson.loads((target / _MANIFEST).read_bytes())["digest"] != export.digest:
         raise Poison("the export's manifest names another digest", where=export.manifest)
-    building = root / f".{export.digest}"
-    shutil.rmtree(building, ignore_errors=True)
-    for name, entry in manifest["files"].items():
-        if name.startswith(_PARTS):
-            blobs.fetch(f"{export.prefix}/{name}", building / name, entry["sha256"])
-    (building / _MANIFEST).write_bytes(text)
-    shutil.rmtree(target, ignore_errors=True)
-    building.replace(target)
     return FetchedExport(target)

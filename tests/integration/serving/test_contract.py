@@ -11,12 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.integration.serving.conftest import Fine, serving
+from tests.integration.serving.conftest import BASE, Fine, serving
 
 from shortstack.core.errors import Poison
 from shortstack.prompts.formats import PromptFormats
 from shortstack.serving.contract import Proof, prove
-from shortstack.serving.rollout import EmbeddedRollout, adapter_of
+from shortstack.serving.rollout import EmbeddedRollout, NotReady, adapter_of
 from shortstack.serving.tgi import TgiClient
 from shortstack.storage.blobs import BlobStore
 
@@ -114,21 +114,20 @@ def test_a_rollout_fetches_loads_and_proves(rollout: EmbeddedRollout, client: Tg
 
     rollout.remove(export)
     assert client.adapters() == {}
-    rollout.reload(export)
+    rollout.reload(export, endpoint.url)
     assert list(client.adapters()) == [adapter_of(export)]
 
 
 def test_a_base_is_served_as_it_is(rollout: EmbeddedRollout, tiny_base: Path) -> None:
-    endpoint = rollout.base(tiny_base)
-    assert endpoint is not None
-    assert endpoint.adapter_id == ""
-    assert rollout.base(Path("another-model")) is None
+    assert rollout.base(BASE, tiny_base, "").adapter_id == ""
+    with pytest.raises(NotReady, match="runs another model"):
+        rollout.base("other", Path("another-model"), "")
 
 
 def test_a_manifest_that_training_did_not_name_is_refused(rollout: EmbeddedRollout, fine_tune: Make) -> None:
     export = fine_tune(1).put(rollout._blobs)
     export.manifest_sha256 = "0" * 64
-    with pytest.raises(Poison, match="not the one that training named"):
+    with pytest.raises(Poison, match="not the 0000"):
         rollout.roll_out(export, lambda: None)
 
 

@@ -6,10 +6,11 @@ import orjson
 import pytest
 from tests.unit.serving.world import BASE, PASSED, REFUSED, World
 
-from shortstack.core.errors import Poison, Transient
+from shortstack.core.errors import Fatal, Poison, Transient
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.serving.contract import Proof
+from shortstack.serving.rollout import NotReady
 from shortstack.streams import topics
 
 OUTCOMES = ("passed", "refused")
@@ -28,8 +29,9 @@ def served_events(world: World, model: str) -> int:
 
 
 def test_a_trained_model_is_served_and_its_alias_moves_with_the_same_write(world: World) -> None:
-    model = world.trained("ftjob-1", "a", alias="faq@prod")
     with world.started() as running:
+        running.settle(BASE, SERVED)
+        model = world.trained("ftjob-1", "a", alias="faq@prod")
         snapshot = running.settle(model, SERVED)
         assert running.weights("faq@prod") == {model: 100}
 
@@ -157,10 +159,10 @@ def test_models_follow_their_server_to_another_address_and_nothing_is_announced_
         running.settle(model, SERVED)
         running.settle(BASE, SERVED)
     before = len(world.messages(topics.MODELS_DEPLOYED))
-    world.rollout.url, world.rollout.up = "http://elsewhere", False
+    world.rollout.url, world.rollout.base_fails = "http://elsewhere", NotReady("it is loading")
     with world.started() as again:
         again.until(lambda: again.controller.shown()[f"model/{BASE}"].model.state == sv.MODEL_STATE_LOADING)
-        world.rollout.up = True
+        world.rollout.base_fails = None
         again.until(lambda: again.controller.shown()[f"model/{model}"].model.endpoint.url == "http://elsewhere")
         assert again.settle(BASE, SERVED).endpoint.url == "http://elsewhere"
     assert world.rollout.rolled_out == ["a" * 64]
@@ -170,10 +172,10 @@ def test_models_follow_their_server_to_another_address_and_nothing_is_announced_
 def test_bases_are_served_while_their_server_is_up(world: World) -> None:
     with world.started() as running:
         running.settle(BASE, SERVED)
-        world.rollout.up = False
+        world.rollout.base_fails = NotReady("it is loading")
         world.clock.advance(2)
         assert "loading" in running.settle(BASE, LOADING).message
-        world.rollout.up = True
+        world.rollout.base_fails = None
         world.clock.advance(2)
         running.settle(BASE, SERVED)
 
@@ -258,3 +260,146 @@ def test_what_is_no_request_is_set_aside_once(world: World) -> None:
     letters = world.messages(topics.dead_letters(topics.MODELS_REQUESTS))
     assert len(letters) == 2
     assert 'Did you mean "traffic"?' in dict(letters[1].headers)["dlq-remedy"].decode()
+
+
+SUPERSEDED = {"serving_keep_superseded": False}
+
+
+def test_a_superseded_model_is_withdrawn_with_the_write_that_moves_its_alias(world: World) -> None:
+    old, new = world.trained("ftjob-1", "a", alias="faq@prod"), world.trained("ftjob-2", "b", alias="faq@prod")
+    with world.started(**SUPERSEDED) as running:
+        running.settle(new, SERVED)
+        snapshot = running.settle(old, sv.MODEL_STATE_WITHDRAWN)
+        running.until(lambda: world.rollout.held == {"b" * 64})
+        assert running.weights("faq@prod") == {new: 100}
+    assert snapshot.message == (
+        f'superseded by {new} on alias "faq@prod"; '
+        "serve it again with: shortstack models deploy run-a --suffix demo --alias faq@prod"
+    )
+    # A reader who takes one record after the other finds the alias on a served model at any time.
+    states: dict[str, sv.ModelRecord] = {}
+    for key, record in world.states():
+        states[key] = record
+        if "alias/faq@prod" in states:
+            for weight in states["alias/faq@prod"].alias.weights:
+                assert states[f"model/{weight.model}"].model.state == SERVED
+
+
+def test_a_superseded_model_is_served_again_on_request_and_supersedes_in_turn(world: World) -> None:
+    old, new = world.trained("ftjob-1", "a", alias="faq@prod"), world.trained("ftjob-2", "b", alias="faq@prod")
+    with world.started(**SUPERSEDED) as running:
+        running.settle(old, sv.MODEL_STATE_WITHDRAWN)
+        world.request(kind="deploy", run="run-a", model=old, alias="faq@prod")
+        running.settle(old, SERVED)
+        running.settle(new, sv.MODEL_STATE_WITHDRAWN)
+    with world.started(**SUPERSEDED) as again:
+        again.turn(3)
+        assert again.weights("faq@prod") == {old: 100}
+
+
+def test_a_model_with_another_alias_or_a_share_stays(world: World) -> None:
+    old, new = world.trained("ftjob-1", "a", alias="faq@prod"), world.trained("ftjob-2", "b", alias="faq@test")
+    with world.started(**SUPERSEDED) as running:
+        running.settle(old, SERVED)
+        running.settle(new, SERVED)
+        split = [{"model": old, "weight": 90}, {"model": new, "weight": 10}]
+        world.request(kind="traffic", alias="faq@prod", weights=split)
+        running.until(lambda: running.weights("faq@prod") == {old: 90, new: 10})
+        world.request(kind="traffic", alias="faq@prod", weights=[{"model": new, "weight": 100}])
+        running.settle(old, sv.MODEL_STATE_WITHDRAWN)
+        world.request(kind="traffic", alias="faq@test", weights=[{"model": new, "weight": 100}])
+        running.turn(3)
+        assert running.controller.shown()[f"model/{new}"].model.state == SERVED
+
+
+def test_a_model_that_came_too_late_for_its_alias_goes_once_its_job_has_heard(world: World) -> None:
+    older = world.trained("ftjob-1", "a", alias="faq@prod", state=tr.JOB_STATE_QUEUED)
+    world.rollout.outcomes["a" * 64] = Transient("the server is away")
+    newer = world.trained("ftjob-2", "b", alias="faq@prod")
+    with world.started(**SUPERSEDED) as running:
+        running.settle(newer, SERVED)
+        del world.rollout.outcomes["a" * 64]
+        world.clock.advance(10)
+        running.settle(older, SERVED)
+        running.turn(3)
+        assert running.controller.shown()[f"model/{older}"].model.state == SERVED
+        world.ended("ftjob-1", tr.JOB_STATE_SUCCEEDED)
+        running.settle(older, sv.MODEL_STATE_WITHDRAWN)
+        assert running.weights("faq@prod") == {newer: 100}
+    with world.started(**SUPERSEDED) as again:
+        again.turn(3)
+        assert again.controller.shown()[f"model/{newer}"].model.state == SERVED
+
+
+def test_a_model_that_was_ordered_without_an_alias_is_not_swept_away(world: World) -> None:
+    old, new = world.trained("ftjob-1", "a", alias="faq@prod"), world.trained("ftjob-2", "b", alias="faq@prod")
+    with world.started(**SUPERSEDED) as running:
+        running.settle(new, SERVED)
+        running.settle(old, sv.MODEL_STATE_WITHDRAWN)
+        for job in ("ftjob-1", "ftjob-2"):
+            world.ended(job, tr.JOB_STATE_SUCCEEDED)
+        world.request(kind="deploy", run="run-a", model=old)
+        running.settle(old, SERVED)
+    with world.started(**SUPERSEDED) as again:
+        again.turn(4)
+        assert again.controller.shown()[f"model/{old}"].model.state == SERVED
+
+
+def test_models_wait_for_their_drain_before_their_server_goes(world: World) -> None:
+    model = world.trained("ftjob-1", "a")
+    with world.started(serving_drain_s=1000.0) as running:
+        running.settle(model, SERVED)
+        world.ended("ftjob-1", tr.JOB_STATE_SUCCEEDED)
+        world.request(kind="withdraw", model=model)
+        running.settle(model, sv.MODEL_STATE_WITHDRAWN)
+        running.turn(20)
+        assert world.rollout.held == {"a" * 64}
+        world.clock.advance(1000)
+        running.until(lambda: not world.rollout.held)
+
+
+def test_to_replace_the_old_server_goes_first_and_comes_back_if_the_new_one_fails(world: World) -> None:
+    old = world.trained("ftjob-1", "a", alias="faq@prod")
+    with world.started(rollout_strategy="replace", **SUPERSEDED) as running:
+        running.settle(old, SERVED)
+        world.ended("ftjob-1", tr.JOB_STATE_SUCCEEDED)
+        world.rollout.outcomes["b" * 64] = NotReady("the server is starting")
+        new = world.trained("ftjob-2", "b", alias="faq@prod")
+        running.until(lambda: world.rollout.held == {"b" * 64})
+        running.turn(30)
+        assert world.rollout.held == {"b" * 64}  # nobody brings the old one back meanwhile
+        assert world.rollout.kept == {"a" * 64, "b" * 64}
+        world.rollout.outcomes["b" * 64] = Proof(REFUSED, REFUSED)
+        world.clock.advance(10)
+        running.settle(new, sv.MODEL_STATE_REFUSED)
+        running.until(lambda: world.rollout.held == {"a" * 64})
+        assert running.weights("faq@prod") == {old: 100}
+
+
+def test_a_served_model_whose_server_is_lost_says_why_and_keeps_its_route(world: World) -> None:
+    world.rollout.outcomes["a" * 64] = Proof(PASSED, PASSED)
+    model = world.trained("ftjob-1", "a", alias="faq@prod")
+    with world.started() as running:
+        before = running.settle(model, SERVED).message
+        world.rollout.troubled = {"a" * 64}
+        running.until(lambda: "finds no node" in running.controller.shown()[f"model/{model}"].model.message)
+        assert running.controller.shown()[f"model/{model}"].model.state == SERVED
+        world.rollout.troubled = set()
+        running.until(lambda: running.controller.shown()[f"model/{model}"].model.message == before)
+    assert "no measurable change" in before
+
+
+def test_a_base_that_cannot_be_looked_at_keeps_its_route(world: World) -> None:
+    with world.started() as running:
+        running.settle(BASE, SERVED)
+        world.rollout.base_fails = Transient("the API server does not answer")
+        running.turn(20)
+        assert running.controller.shown()[f"model/{BASE}"].model.state == SERVED
+        world.rollout.base_fails = NotReady("pod server-1 cannot be scheduled: no room")
+        assert "no room" in running.settle(BASE, LOADING).message
+
+
+def test_where_servers_cannot_be_looked_after_at_all_the_service_ends(world: World) -> None:
+    world.rollout.base_fails = Fatal("the template cannot be read")
+    with world.started() as running, pytest.raises(Fatal, match="template"):
+        running.until(lambda: False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.serving.config import ServingConfig
 from shortstack.serving.contract import Proof, Verdict
 from shortstack.serving.controller import ServingController
-from shortstack.serving.rollout import RolledOut
+from shortstack.serving.rollout import Held, NotReady, RolledOut
 from shortstack.streams import topics
 from shortstack.streams.broker import Delivery
 from shortstack.streams.envelope import outbound
@@ -39,20 +39,31 @@ class FakeRollout:
 
     Attributes:
         outcomes: digest → what a rollout finds, or raises; the model passes and the base fails unless told.
+        held: digests on the server.
+        troubled: digests whose server does not answer.
+        kept: digests that the controller asked to keep, last time.
+        base_fails: what looking at a base raises.
     """
 
     def __init__(self) -> None:
         self.outcomes: dict[str, Proof | ShortstackError] = {}
         self.held: set[str] = set()
         self.rolled_out: list[str] = []
-        self.up = True
+        self.troubled: set[str] = set()
+        self.kept: set[str] = set()
+        self.base_fails: ShortstackError | None = None
         self.url = "http://server"
 
-    def base(self, folder: Path) -> sv.Endpoint | None:
-        return sv.Endpoint(url=self.url, prompt_format="base") if self.up else None
+    def base(self, name: str, folder: Path, url: str) -> sv.Endpoint:
+        if self.base_fails is not None:
+            raise self.base_fails
+        return sv.Endpoint(url=self.url, prompt_format="base")
 
-    def roll_out(self, export: tr.Export, proving: Callable[[], None]) -> RolledOut:
+    def roll_out(
+        self, export: tr.Export, proving: Callable[[], None], instead_of: Sequence[tr.Export] = ()
+    ) -> RolledOut:
         self.rolled_out.append(export.digest)
+        self.held -= {old.digest for old in instead_of}
         self.held.add(export.digest)
         proving()
         outcome = self.outcomes.get(export.digest, Proof(PASSED, REFUSED))
@@ -60,12 +71,17 @@ class FakeRollout:
             raise outcome
         return RolledOut(sv.Endpoint(url=self.url, adapter_id=export.digest[:12]), outcome)
 
-    def reload(self, export: tr.Export) -> str:
+    def reload(self, export: tr.Export, url: str) -> str:
+        if export.digest in self.troubled:
+            raise NotReady("the scheduler finds no node")
         self.held.add(export.digest)
         return self.url
 
     def remove(self, export: tr.Export) -> None:
         self.held.discard(export.digest)
+
+    def keep(self, held: Sequence[Held]) -> None:
+        self.kept = {one.export.digest for one in held}
 
 
 @dataclass
@@ -120,9 +136,10 @@ class World:
         self._producer = self.broker.producer()
 
     @contextmanager
-    def started(self) -> Iterator[Running]:
+    def started(self, **settings: Any) -> Iterator[Running]:
         """A controller as its process would start it."""
-        config = ServingConfig(storage_url="memory://", serving_watch_s=0.001)
+        given = {"storage_url": "memory://", "serving_watch_s": 0.001, "serving_drain_s": 1.0, **settings}
+        config = ServingConfig(**given)
         with ExitStack() as stack:
             telemetry = stack.enter_context(Telemetry.start("serving", config))
             training = StateReader(self.broker, topics.TRAINING_STATE, tr.TrainingRecord)
