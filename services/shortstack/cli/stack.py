@@ -1,12 +1,15 @@
-"""``up``, ``down``, ``status``, ``doctor``, ``topics``: the stack on this machine."""
+"""``up``, ``down``, ``status``, ``doctor``, ``topics``: the stack on this machine; ``status`` of one elsewhere too."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from shortstack.cli.connection import Connection
+from shortstack.cli.elsewhere import is_elsewhere, pages, status_elsewhere
 from shortstack.cli.output import Json, console, errors, show
 from shortstack.core.config import ServiceConfig
 from shortstack.local.doctor import doctor as diagnose
@@ -54,6 +57,9 @@ def down() -> None:
 
 def status(as_json: Json = False) -> None:
     """Show every process of the stack; exits 69 unless all are ready."""
+    if is_elsewhere(os.environ):
+        _status_elsewhere(as_json)
+        return
     lines = stack_status(LocalSettings())
     rows = [
         {
@@ -67,6 +73,13 @@ def status(as_json: Json = False) -> None:
     ]
     show(rows, ["service", "state", "pid", "ports", "rss_mb", "uptime_s", "restarts", "error"], as_json=as_json)
     if any(line.state != "ready" for line in lines):
+        raise typer.Exit(_NOT_READY)
+
+
+def _status_elsewhere(as_json: bool) -> None:
+    found = status_elsewhere(pages(os.environ), ServiceConfig(), Connection.open())
+    show([asdict(line) for line in found], ["part", "state", "address", "says"], as_json=as_json)
+    if not all(line.well for line in found):
         raise typer.Exit(_NOT_READY)
 
 
