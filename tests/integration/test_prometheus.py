@@ -104,35 +104,35 @@ def test_a_service_that_is_gone_is_counted(tmp_path: Path) -> None:
         gone.stop(5)
 
 
-def pod(component: str, ip: str, *, phase: str = "Running", **annotations: str) -> dict[str, Any]:
-    """A pod as Prometheus' discovery describes it."""
+def pod(
+    component: str, ip: str, *, name: str = "shortstack", phase: str = "Running", **ports: int
+) -> list[dict[str, Any]]:
+    """A pod as Prometheus' discovery describes it: a target for each port that a container declares."""
     labels = {
         "__meta_kubernetes_namespace": "team",
         "__meta_kubernetes_pod_name": f"rel-{component}-0",
-        "__meta_kubernetes_pod_ip": ip,
         "__meta_kubernetes_pod_phase": phase,
-        "__meta_kubernetes_pod_label_app_kubernetes_io_name": "shortstack",
+        "__meta_kubernetes_pod_label_app_kubernetes_io_name": name,
         "__meta_kubernetes_pod_label_app_kubernetes_io_component": component,
-        **{f"__meta_kubernetes_pod_annotation_prometheus_io_{name}": value for name, value in annotations.items()},
     }
-    # One target for each port that a pod declares, gRPC too.
-    return {"targets": [f"{ip}:50051", f"{ip}:8081"], "labels": labels}
+    return [
+        {"targets": [f"{ip}:{port}"], "labels": {**labels, "__meta_kubernetes_pod_container_port_name": called}}
+        for called, port in ports.items()
+    ]
 
 
-def test_annotated_pods_become_jobs_by_component(tmp_path: Path) -> None:
+def test_pods_become_jobs_by_component(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "kubernetes.yml").read_text(encoding="utf-8"))
     (job,) = config["scrape_configs"]
     # Debian's build has no discovery of Kubernetes, so what that would find is told instead.
     del job["kubernetes_sd_configs"]
-    stranger = pod("ingestion", "127.0.0.9", scrape="true", port="8081")
-    stranger["labels"]["__meta_kubernetes_pod_label_app_kubernetes_io_name"] = "other"
     job["static_configs"] = [
-        pod("ingestion", "127.0.0.2", scrape="true", port="8081"),
-        pod("gateway", "127.0.0.3", scrape="true", port="8080", path="/metrics"),
-        pod("server", "127.0.0.4", scrape="true", port="8080"),
-        pod("kafka", "127.0.0.5"),
-        pod("trainer", "127.0.0.6", phase="Succeeded", scrape="true", port="8081"),
-        stranger,
+        *pod("ingestion", "127.0.0.2", http=8081, grpc=50051),
+        *pod("gateway", "127.0.0.3", http=8080),
+        *pod("server", "127.0.0.4", http=8080),
+        *pod("kafka", "127.0.0.5", clients=9092),
+        *pod("formatting", "127.0.0.6", phase="Failed", http=8081),
+        *pod("ingestion", "127.0.0.7", name="another", http=8081),
     ]
     with running(config, tmp_path) as prometheus:
         until(prometheus.targets, "targets")
