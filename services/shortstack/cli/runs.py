@@ -29,6 +29,11 @@ def job_state(state: tr.JobState.ValueType) -> str:
     return tr.JobState.Name(state).removeprefix("JOB_STATE_").lower()
 
 
+def run_state(state: tr.RunState.ValueType) -> str:
+    """``waiting``, … of an enum value."""
+    return tr.RunState.Name(state).removeprefix("RUN_STATE_").lower()
+
+
 def job_row(found: pb.GetRunResponse) -> dict[str, Any]:
     """A job and its run as a row of a table."""
     job, run = found.job, found.run
@@ -42,7 +47,7 @@ def job_row(found: pb.GetRunResponse) -> dict[str, Any]:
         "model": job.model,
         "run": run.run[:12],
         "created_at": job.created_at.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds"),
-        "error": job.error,
+        "error": job.error or run.message,
     }
 
 
@@ -85,7 +90,8 @@ def show_job(job: Id) -> None:
         {"name": s.name, "state": tr.StepState.Name(s.state).removeprefix("STEP_STATE_").lower(), "message": s.message}
         for s in found.job.steps
     ]
-    print(json.dumps({**job_row(found), "steps": steps, "run_dir": found.run.run_dir}, indent=2))
+    about = {"steps": steps, "run_state": run_state(found.run.state), "waiting": found.run.message}
+    print(json.dumps({**job_row(found), **about, "run_dir": found.run.run_dir}, indent=2))
 
 
 class _Bars:
@@ -103,7 +109,7 @@ class _Bars:
 
     def run(self, run: tr.RunSnapshot) -> None:
         """Shows the step."""
-        if run.max_steps:
+        if run.max_steps and run.state != tr.RUN_STATE_WAITING:
             name = "train" if run.step < run.max_steps else "export"
             self._progress.update(
                 self._task, description=name, completed=run.step, total=run.max_steps, words=_speed(run)
@@ -124,7 +130,7 @@ class _Lines:
 
     def run(self, run: tr.RunSnapshot) -> None:
         """Says the step."""
-        if run.max_steps and run.step:
+        if run.max_steps and run.step and run.state != tr.RUN_STATE_WAITING:
             tenth = 10 * run.step // run.max_steps
             self._say(f"train {tenth}", f"train: step {run.step} of {run.max_steps}, {_speed(run)}")
 
@@ -136,6 +142,9 @@ class _Lines:
 
 def _standing(job: tr.JobSnapshot) -> tuple[str, str]:
     """The step that a job is at, and what there is to say of it."""
+    held = next((s for s in job.steps if s.state == tr.STEP_STATE_WAITING and s.message), None)
+    if held is not None and job.state not in _ENDED:
+        return "waiting", held.message
     if job.state == tr.JOB_STATE_QUEUED:
         return "queued", "waits for its turn; see: shortstack runs list"
     running = next((s for s in job.steps if s.state == tr.STEP_STATE_RUNNING), None)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, Final
 
-__all__ = ["OOM_KILLED", "container_ended", "how_it_ended", "is_over", "why_waiting"]
+__all__ = ["OOM_KILLED", "container_ended", "how_it_ended", "is_over", "overdue", "why_waiting"]
 
 OOM_KILLED: Final = "OOMKilled"
+_MEMORY: Final = ": it needed more memory than its limit in the values"
+_OVERDUE_S: Final = 60.0
 
 _IMAGE: Final = "Check the image's name and tag in the values, the registry, and the pull secret."
 _DESCRIBE: Final = "See: kubectl describe pod {pod}"
@@ -61,6 +64,19 @@ def why_waiting(pod: Mapping[str, Any]) -> str:
     return ""
 
 
+def overdue(pod: Mapping[str, Any], now: datetime) -> str:
+    """What to do about a pod that should have ended, its grace period included, a minute ago; "" for any other."""
+    metadata = pod["metadata"]
+    due = metadata.get("deletionTimestamp")
+    if due is None or (now - datetime.fromisoformat(due)).total_seconds() < _OVERDUE_S:
+        return ""
+    name, node = metadata["name"], (pod.get("spec") or {}).get("nodeName", "its node")
+    return (
+        f"pod {name} was told to end and has not: {node} does not answer. If that node is gone for good: "
+        f"kubectl delete pod {name} --force"
+    )
+
+
 def container_ended(pod: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
     """``{"exitCode", "reason", "message"?}`` of a container that has ended; None where it has not."""
     for container in _containers(pod):
@@ -81,5 +97,6 @@ def how_it_ended(pod: Mapping[str, Any]) -> str:
             lines = str(ended.get("message") or "").strip().splitlines()
             said = f": {lines[-1]}" if lines else ""
             how = f"{ended.get('reason', 'Error')}, exit code {ended.get('exitCode')}"
-            return f"its container {container['name']} ended ({how}){said}"
+            more = _MEMORY if ended.get("reason") == OOM_KILLED else said
+            return f"its container {container['name']} ended ({how}){more}"
     return ""

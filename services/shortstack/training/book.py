@@ -225,14 +225,15 @@ class JobBook:
     def _follow_run(self, job: tr.JobSnapshot, run: tr.RunSnapshot, now: datetime) -> None:
         training = {
             tr.RUN_STATE_QUEUED: tr.STEP_STATE_WAITING,
+            tr.RUN_STATE_WAITING: tr.STEP_STATE_WAITING,
             tr.RUN_STATE_STARTING: tr.STEP_STATE_RUNNING,
             tr.RUN_STATE_RUNNING: tr.STEP_STATE_RUNNING,
             tr.RUN_STATE_FAILED: tr.STEP_STATE_FAILED,
             tr.RUN_STATE_CANCELLED: tr.STEP_STATE_CANCELLED,
         }.get(run.state, tr.STEP_STATE_DONE)
-        words = f"loss {run.loss:.3f}" if run.step else ""
+        words = run.message or (f"loss {run.loss:.3f}" if run.step else "")
         self._step(job, "train", training, words, run.step, run.max_steps, "steps")
-        if run.state == tr.RUN_STATE_QUEUED:
+        if run.state in (tr.RUN_STATE_QUEUED, tr.RUN_STATE_WAITING):
             return
         if job.state == tr.JOB_STATE_QUEUED:
             job.state = tr.JOB_STATE_RUNNING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -25,6 +26,14 @@ class TrainingConfig(ServiceConfig):
     training_parallel: int = Field(1, ge=1, description="Runs at the same time")
     training_processes: int = Field(1, ge=1, description="Ranks of a run (torchrun --nproc-per-node)")
     training_max_attempts: int = Field(4, ge=1, description="Attempts of a run that may die before it fails")
+    launcher: Literal["processes", "kubernetes"] = Field(
+        "processes", description="Where attempts run: processes of this machine, or Jobs of the cluster"
+    )
+    training_job_template: Path = Field(
+        Path("/etc/shortstack/job.yaml"), description="With kubernetes: file with the Job that attempts are made from"
+    )
+    owner: str = Field("", description="With kubernetes: ConfigMap of the release, which owns what is made")
+    namespace: str | None = Field(None, description="With kubernetes: namespace of Jobs (the pod's own)")
 
     serves_merged: bool = Field(
         False, description="Whether servers take whole models; the embedded inference server takes adapters alone"

@@ -16,7 +16,7 @@ import orjson
 from google.protobuf.message import DecodeError
 
 from shortstack.core.clock import Clock
-from shortstack.core.errors import NotFound, Poison, Transient, did_you_mean
+from shortstack.core.errors import Poison, Transient, did_you_mean
 from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.declarations.base_models import BaseModels
@@ -32,18 +32,17 @@ from shortstack.streams.shown import Shown
 from shortstack.streams.state import StateReader, StateWriter
 from shortstack.training.book import JOB_ENDED, JobBook, stamp
 from shortstack.training.config import TrainingConfig
-from shortstack.training.events import EventBook
-from shortstack.training.launcher import AttemptOrder, AttemptPhase, AttemptStatus, Launcher
+from shortstack.training.events import EventBook, job_event, waiting_event
+from shortstack.training.launcher import AttemptPhase, AttemptStatus, Launcher
+from shortstack.training.orders import order_of
 from shortstack.training.run_gauges import RunGauges
 
 __all__ = ["TrainingController"]
 
 _SOURCE: Final = "training"
-_SANITY: Final = ("Who are you?", "What is the capital of France?", "What is 2 + 2?")
-"""Asked before and after every run, for samples.md: does it say what it learned, and did it keep what it knew?"""
 _PROGRESS_S: Final = 1.0
 _POLL_S: Final = 0.1
-_ACTIVE: Final = frozenset({tr.RUN_STATE_STARTING, tr.RUN_STATE_RUNNING, tr.RUN_STATE_EXPORTING})
+_ACTIVE: Final = frozenset({tr.RUN_STATE_STARTING, tr.RUN_STATE_WAITING, tr.RUN_STATE_RUNNING, tr.RUN_STATE_EXPORTING})
 
 
 class TrainingController:
@@ -210,21 +209,45 @@ class TrainingController:
         for run in self._book.runs.values():
             if run.state not in _ACTIVE:
                 continue
-            wanted = self._wanted(run)
-            if not wanted:
-                self._launcher.cancel(run.run, run.attempt)
-            status = self._launcher.status(run.run, run.attempt)
-            match status.phase:
-                case AttemptPhase.ABSENT if not wanted:
-                    self._finish(run, tr.RUN_STATE_CANCELLED)
-                case AttemptPhase.ABSENT:
-                    self._launch(run)
-                case AttemptPhase.SUCCEEDED:
-                    self._succeed(run, status)
-                case AttemptPhase.FAILED | AttemptPhase.LOST:
-                    self._broke_off(run, status)
-                case AttemptPhase.RUNNING:
-                    pass
+            try:
+                self._follow_attempt(run)
+            except Transient as error:
+                # Of one run: the others, and every job, go on.
+                self._note(run, str(error))
+
+    def _follow_attempt(self, run: tr.RunSnapshot) -> None:
+        wanted = self._wanted(run)
+        if not wanted:
+            self._launcher.cancel(run.run, run.attempt)
+        status = self._launcher.status(run.run, run.attempt)
+        match status.phase:
+            case AttemptPhase.ABSENT if not wanted:
+                self._finish(run, tr.RUN_STATE_CANCELLED)
+            case AttemptPhase.ABSENT:
+                self._show_waiting(run, status.waiting)
+                self._launch(run)
+            case AttemptPhase.SUCCEEDED:
+                self._succeed(run, status)
+            case AttemptPhase.FAILED | AttemptPhase.LOST:
+                self._broke_off(run, status)
+            case AttemptPhase.RUNNING:
+                self._show_waiting(run, status.waiting)
+
+    def _show_waiting(self, run: tr.RunSnapshot, words: str) -> None:
+        """What keeps an attempt from starting is the run's state; once that is gone it starts, or goes on."""
+        self._note(run, words)
+        if words and run.state != tr.RUN_STATE_WAITING:
+            self._move(run, tr.RUN_STATE_WAITING)
+        elif not words and run.state == tr.RUN_STATE_WAITING:
+            self._move(run, tr.RUN_STATE_STARTING)
+
+    def _note(self, run: tr.RunSnapshot, words: str) -> None:
+        if run.message == words:
+            return
+        if words:
+            self._telemetry.log.warning("run waits", run=run.run, attempt=run.attempt, why=words)
+        run.message = words
+        self._book.dirty.add(f"run/{run.run}")
 
     def _wanted(self, run: tr.RunSnapshot) -> bool:
         """Whether a job still waits for it: only the last one's cancel stops a run."""
@@ -248,6 +271,7 @@ class TrainingController:
             return
         self._telemetry.log.warning("attempt broke off", run=run.run, attempt=run.attempt, why=status.message)
         run.attempt += 1
+        run.message = ""
         self._move(run, tr.RUN_STATE_STARTING)
 
     def _give_up(self, run: tr.RunSnapshot, error: str, remedy: str) -> None:
@@ -256,7 +280,12 @@ class TrainingController:
 
     def _finish(self, run: tr.RunSnapshot, state: tr.RunState.ValueType) -> None:
         stamp(run.finished_at, self._clock.now())
+        run.message = ""
         self._move(run, state)
+        try:
+            self._launcher.forget(run.run)
+        except Transient as error:
+            self._telemetry.log.warning("what only another attempt needs is still there", run=run.run, error=str(error))
 
     def _start(self) -> None:
         """Queued runs in order of age, as many as may go at the same time."""
@@ -274,37 +303,14 @@ class TrainingController:
         if self._written(f"run/{run.run}") != run.attempt:
             return
         try:
-            base = self._bases.get(run.base_model)
-            manifest = self._manifest(run)
+            order = order_of(run, self._bases, self._datasets.values(), self._config.training_processes)
         except Poison as error:
             self._give_up(run, str(error), error.remedy)
             return
-        config = orjson.loads(run.config_json)
-        plan = {
-            "run": run.run,
-            "owner": run.owner,
-            "base_model": {"name": base.name, "path": str(base.path.resolve()), "digest": base.digest()},
-            "prompt_format": config["chat_template"],
-            "config": config,
-            "seed": config["seed"],
-            # The same for every attempt: formats with a date in their preamble render it.
-            "created": run.created_at.ToJsonString(),
-            "sample_questions": _SANITY,
-        }
-        run.run_dir = str(self._config.runs_dir / run.run)
+        run.run_dir = self._launcher.place(run.run)
         self._book.dirty.add(f"run/{run.run}")
         failpoint("training.before_launch")
-        self._launcher.launch(AttemptOrder(run.run, run.attempt, manifest, self._config.training_processes, plan))
-
-    def _manifest(self, run: tr.RunSnapshot) -> str:
-        """Key of the manifest of the dataset version that the run trains on."""
-        for dataset in self._datasets.values():
-            if dataset.publication.publication == run.publication and dataset.version == run.version:
-                return dataset.manifest
-        raise NotFound(
-            f'version {run.version} of dataset "{run.dataset}" is no longer there',
-            remedy="Publish the dataset again.",
-        )
+        self._launcher.launch(order)
 
     def _written(self, key: str) -> int:
         """Attempt of the run as the state topic has it; 0 if it has none."""
@@ -351,35 +357,25 @@ class TrainingController:
         self._gauges.show(self._book.runs.values(), _ACTIVE)
 
     def _announce(self, record: tr.TrainingRecord) -> None:
-        if record.WhichOneof("record") == "run":
-            if record.run.state == tr.RUN_STATE_SUCCEEDED:
-                failpoint("training.before_notice")
-                self._tell_ready(record.run)
-            return
-        job = record.job
-        name = tr.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
-        failed = job.state == tr.JOB_STATE_FAILED
-        event = tr.TrainingEvent(
-            job=job.job,
-            attempt=0,
-            seq=self._writer.revision(f"job/{job.job}"),
-            type="job",
-            level="error" if failed else "info",
-            message=f"Job {name}: {job.error}" if failed else f"Job {name}",
-            payload_json=orjson.dumps({"state": name, "model": job.model, "run": job.run}).decode(),
-        )
+        if record.WhichOneof("record") == "job":
+            self._tell_event(job_event(record.job, self._writer.revision(f"job/{record.job.job}")))
+        elif record.run.state == tr.RUN_STATE_SUCCEEDED:
+            failpoint("training.before_notice")
+            self._tell_ready(record.run)
+        elif record.run.state == tr.RUN_STATE_WAITING:
+            self._tell_event(waiting_event(record.run, self._writer.revision(f"run/{record.run.run}")))
+
+    def _tell_event(self, event: tr.TrainingEvent) -> None:
+        assert self._producer is not None
         stamp(event.time, self._clock.now())
-        self._notify(topics.TRAINING_EVENTS, job.job, event.SerializeToString())
+        key, type_ = event.run or event.job, f"shortstack.{topics.TRAINING_EVENTS.name}"
+        value = event.SerializeToString()
+        self._producer.send(outbound(topics.TRAINING_EVENTS, key, value, type=type_, source=_SOURCE, clock=self._clock))
 
     def _tell_ready(self, run: tr.RunSnapshot) -> None:
         """One notice a run."""
         if self._ready is not None and run.state == tr.RUN_STATE_SUCCEEDED:
             self._ready.tell(f"{run.run}/{run.attempt}", run.run, run.SerializeToString(), run.finished_at)
-
-    def _notify(self, topic: topics.Topic, key: str, value: bytes) -> None:
-        assert self._producer is not None
-        type_ = f"shortstack.{topic.name}"
-        self._producer.send(outbound(topic, key, value, type=type_, source=_SOURCE, clock=self._clock))
 
 
 def _state(record: tr.TrainingRecord) -> int:

@@ -1,4 +1,4 @@
-"""Events of runs and jobs, kept for whoever asks: the newest thousand of each, in order of (attempt, seq)."""
+"""Events of runs and jobs: those that the controller adds to the trainer's, and all of them for whoever asks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
 
-from shortstack.messages.v1.training_pb2 import TrainingEvent
+import orjson
 
-__all__ = ["EventBook"]
+from shortstack.messages.v1.training_pb2 import (
+    JOB_STATE_FAILED,
+    JobSnapshot,
+    JobState,
+    RunSnapshot,
+    TrainingEvent,
+)
+
+__all__ = ["EventBook", "job_event", "waiting_event"]
 
 _KEPT: Final = 1000
 
 
 class EventBook:
-    """Read from ``training.events``. Safe to share between threads."""
+    """Read from ``training.events``: the newest thousand of each run or job. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,3 +49,31 @@ class EventBook:
         with self._lock:
             found = [event for owner in owners if owner for event in self._events.get(owner, ())]
         return sorted(found, key=lambda e: (e.time.ToNanoseconds(), e.attempt, e.seq))
+
+
+def job_event(job: JobSnapshot, revision: int) -> TrainingEvent:
+    """A job's new state. Attempt 0 is the controller's own; its numbers are revisions of the snapshot."""
+    name = JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+    failed = job.state == JOB_STATE_FAILED
+    return TrainingEvent(
+        job=job.job,
+        attempt=0,
+        seq=revision,
+        type="job",
+        level="error" if failed else "info",
+        message=f"Job {name}: {job.error}" if failed else f"Job {name}",
+        payload_json=orjson.dumps({"state": name, "model": job.model, "run": job.run}).decode(),
+    )
+
+
+def waiting_event(run: RunSnapshot, revision: int) -> TrainingEvent:
+    """A run whose attempt cannot start, and why; numbered as `job_event` is."""
+    return TrainingEvent(
+        run=run.run,
+        attempt=0,
+        seq=revision,
+        type="waiting",
+        level="warn",
+        message=run.message,
+        payload_json=orjson.dumps({"attempt": run.attempt, "message": run.message}).decode(),
+    )

@@ -6,9 +6,11 @@ The attempt's name (run and number) is the lock: launching what runs already, or
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
+
+import orjson
 
 __all__ = ["STOPPED", "AttemptOrder", "AttemptPhase", "AttemptStatus", "Launcher"]
 
@@ -35,6 +37,7 @@ class AttemptStatus:
         export: of a success: ``{"prefix", "manifest", "manifest_sha256", "digest", "base_digest", "prompt_format"}``.
         code, message, remedy: of a failure.
         final: of a failure: another attempt would fail alike.
+        waiting: of one that is absent or runs: what keeps it from starting, and what to do; "" where nothing does.
     """
 
     phase: AttemptPhase
@@ -43,6 +46,16 @@ class AttemptStatus:
     message: str = ""
     remedy: str = ""
     final: bool = False
+    waiting: str = ""
+
+    @classmethod
+    def told(cls, result: bytes) -> Self:
+        """What an attempt's last word says: ``{"exit_code", "export"}`` or ``{"exit_code", "code", "message", …}``."""
+        word = orjson.loads(result)
+        if word["exit_code"] == 0:
+            return cls(AttemptPhase.SUCCEEDED, export=word["export"])
+        words = {name: word.get(name, "") for name in ("code", "message", "remedy")}
+        return cls(AttemptPhase.FAILED, **words, final=bool(word.get("final")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +73,29 @@ class AttemptOrder:
     processes: int
     plan: Mapping[str, Any]
 
+    def to_json(self) -> bytes:
+        """The order as it is written down for whoever carries it out."""
+        return orjson.dumps({**asdict(self), "plan": dict(self.plan)}, option=orjson.OPT_INDENT_2)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Reads what `to_json` wrote; a later version may have said more."""
+        given = orjson.loads(text)
+        return cls(**{name: given[name] for name in ("run", "attempt", "manifest", "processes", "plan")})
+
 
 class Launcher(Protocol):
-    """Starts attempts and tells how they are. No retries of its own: an attempt is all or nothing."""
+    """Starts attempts and tells how they are. No retries of its own: an attempt is all or nothing.
+
+    Every method may raise `Transient` while what it needs is away.
+    """
+
+    def place(self, run: str) -> str:
+        """Where the run's files are, for people: a folder or an address."""
+        ...
 
     def launch(self, order: AttemptOrder) -> None:
-        """Starts the attempt unless it was started before."""
+        """Starts the attempt unless it was started before. What cannot be started yet is absent and says why."""
         ...
 
     def status(self, run: str, attempt: int) -> AttemptStatus:
@@ -74,6 +104,10 @@ class Launcher(Protocol):
 
     def cancel(self, run: str, attempt: int) -> None:
         """Asks its processes, once, to end; `status` says when they have. Nothing happens to one that has ended."""
+        ...
+
+    def forget(self, run: str) -> None:
+        """The run is over: lets go of what only a further attempt would need. May be told again."""
         ...
 
     def start(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from typing import Final
 
-from shortstack.core.clock import SystemClock
+from shortstack.core.clock import Clock, SystemClock
 from shortstack.core.grpc import GrpcServer
 from shortstack.core.health import Health, HealthServer
 from shortstack.core.lifecycle import Component, run_service, run_until_signal
@@ -14,16 +16,42 @@ from shortstack.core.telemetry import Telemetry
 from shortstack.declarations.base_models import BaseModels
 from shortstack.messages.v1.dataset_pb2 import DatasetSnapshot
 from shortstack.messages.v1.serving_pb2 import ModelRecord
+from shortstack.storage.blobs import BlobStore
 from shortstack.streams import topics
 from shortstack.streams.kafka import KafkaBroker
 from shortstack.streams.state import StateReader
 from shortstack.training.config import TrainingConfig
 from shortstack.training.controller import TrainingController
 from shortstack.training.grpc_service import TrainingServicer
+from shortstack.training.launcher import Launcher
 from shortstack.training.processes import ProcessLauncher
 from shortstack.training.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
 
 _API = "shortstack.training.v1.TrainingService"
+
+
+def _processes(config: TrainingConfig, clock: Clock) -> Launcher:
+    return ProcessLauncher(config.runs_dir)
+
+
+def _kubernetes(config: TrainingConfig, clock: Clock) -> Launcher:
+    # Imported here: the client of the API takes 10 MB and most of a second, which one machine has no use for.
+    from shortstack.cluster.api import Cluster
+    from shortstack.training.kubernetes_launcher import KubernetesLauncher
+
+    return KubernetesLauncher(
+        Cluster.connect(namespace=config.namespace, owner=config.owner),
+        BlobStore.open(config.storage_url),
+        config.training_job_template,
+        storage_url=config.storage_url,
+        clock=clock,
+    )
+
+
+_LAUNCHERS: Final[Mapping[str, Callable[[TrainingConfig, Clock], Launcher]]] = {
+    "processes": _processes,
+    "kubernetes": _kubernetes,
+}
 
 
 def run() -> int:
@@ -36,7 +64,7 @@ def run() -> int:
         bases = BaseModels(config.base_models, config.model_aliases)
         datasets = StateReader(broker, topics.DATASETS_STATE, DatasetSnapshot)
         models = StateReader(broker, topics.MODELS_STATE, ModelRecord)
-        launcher = ProcessLauncher(config.runs_dir)
+        launcher = _LAUNCHERS[config.launcher](config, clock)
         controller = TrainingController(
             broker, datasets, models, launcher, bases, config=config, telemetry=telemetry, clock=clock
         )

@@ -15,10 +15,12 @@ class MemoryLauncher:
 
     Attributes:
         orders: every attempt that was started, in order.
+        forgotten: every run that was said to be over, in order.
     """
 
     def __init__(self) -> None:
         self.orders: list[AttemptOrder] = []
+        self.forgotten: list[str] = []
         self._attempts: dict[tuple[str, int], AttemptStatus] = {}
 
     def start(self) -> None:
@@ -28,6 +30,14 @@ class MemoryLauncher:
         """Ends what runs."""
         for run, attempt in list(self._attempts):
             self.cancel(run, attempt)
+
+    def place(self, run: str) -> str:
+        """See `Launcher.place`."""
+        return f"memory://runs/{run}"
+
+    def forget(self, run: str) -> None:
+        """See `Launcher.forget`."""
+        self.forgotten.append(run)
 
     def launch(self, order: AttemptOrder) -> None:
         """See `Launcher.launch`."""
@@ -42,6 +52,11 @@ class MemoryLauncher:
     def cancel(self, run: str, attempt: int) -> None:
         """See `Launcher.cancel`; here an attempt ends at once."""
         self._end(run, attempt, AttemptStatus(AttemptPhase.FAILED, code=STOPPED, message="asked to stop"))
+
+    def wait(self, run: str, attempt: int, words: str) -> None:
+        """The attempt waits for something, or ("") no longer."""
+        if self.status(run, attempt).phase is AttemptPhase.RUNNING:
+            self._attempts[run, attempt] = AttemptStatus(AttemptPhase.RUNNING, waiting=words)
 
     def succeed(self, run: str, attempt: int, export: Mapping[str, Any]) -> None:
         """The attempt ends with an export."""

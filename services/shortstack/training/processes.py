@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import orjson
 import psutil
 
 from shortstack.training.launcher import AttemptOrder, AttemptPhase, AttemptStatus
+from shortstack.training.trainer.files import write_atomic
 
-__all__ = ["TRAINER", "AttemptPaths", "ProcessLauncher", "attempt_paths", "kill_leftovers"]
+__all__ = ["TRAINER", "AttemptPaths", "ProcessLauncher", "attempt_paths", "kill_leftovers", "locked"]
 
 TRAINER: Final = "shortstack.training.trainer.main"
 _AGENT: Final = (sys.executable, "-m", "shortstack.training.agent")
@@ -69,6 +69,10 @@ class ProcessLauncher:
         """Makes the folder of runs."""
         self._runs.mkdir(parents=True, exist_ok=True)
 
+    def place(self, run: str) -> str:
+        """See `Launcher.place`."""
+        return str(self._runs / run)
+
     def launch(self, order: AttemptOrder) -> None:
         """See `Launcher.launch`."""
         paths = attempt_paths(self._runs, order.run, order.attempt)
@@ -76,16 +80,7 @@ class ProcessLauncher:
             return
         paths.folder.mkdir(parents=True, exist_ok=True)
         kill_leftovers(paths.folder, (TRAINER, self._agent[-1]))
-        body = {
-            "run": order.run,
-            "attempt": order.attempt,
-            "manifest": order.manifest,
-            "processes": order.processes,
-            "plan": dict(order.plan),
-        }
-        partial = paths.order.with_suffix(".partial")
-        partial.write_bytes(orjson.dumps(body, option=orjson.OPT_INDENT_2))
-        partial.replace(paths.order)
+        write_atomic(paths.order, order.to_json())
         with paths.log.open("ab") as log:
             self._children.append(
                 subprocess.Popen(
@@ -104,9 +99,9 @@ class ProcessLauncher:
         if not paths.order.exists():
             return AttemptStatus(AttemptPhase.ABSENT)
         # Asked before the result is looked for: an agent that ends in between has written it.
-        alive = _locked(paths.lock) or bool(self._agents(paths))
+        alive = locked(paths.lock) or bool(self._agents(paths))
         if paths.result.exists():
-            return _told(paths.result)
+            return AttemptStatus.told(paths.result.read_bytes())
         if alive:
             return AttemptStatus(AttemptPhase.RUNNING)
         kill_leftovers(paths.folder, (TRAINER,))
@@ -116,11 +111,14 @@ class ProcessLauncher:
         """See `Launcher.cancel`."""
         paths = attempt_paths(self._runs, run, attempt)
         # An agent that has no lock yet has no handler either, and would die of the signal: it is asked a moment later.
-        if paths.cancelled.exists() or not _locked(paths.lock):
+        if paths.cancelled.exists() or not locked(paths.lock):
             return
         for agent in self._agents(paths):
             _terminate(agent)
             paths.cancelled.touch()
+
+    def forget(self, run: str) -> None:
+        """See `Launcher.forget`: the run folder is the record of the run, and stays."""
 
     def stop(self, deadline_s: float) -> None:
         """Ends the agents of this machine: when the stack goes down, nothing of it goes on."""
@@ -172,7 +170,8 @@ def _processes(path: Path, programs: Sequence[str]) -> list[psutil.Process]:
     return found
 
 
-def _locked(lock: Path) -> bool:
+def locked(lock: Path) -> bool:
+    """Whether a living process holds the lock; a file that is not there is held by nobody."""
     try:
         with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -181,14 +180,6 @@ def _locked(lock: Path) -> bool:
     except FileNotFoundError:
         return False
     return False
-
-
-def _told(result: Path) -> AttemptStatus:
-    told = orjson.loads(result.read_bytes())
-    if told["exit_code"] == 0:
-        return AttemptStatus(AttemptPhase.SUCCEEDED, export=told["export"])
-    words = {name: told.get(name, "") for name in ("code", "message", "remedy")}
-    return AttemptStatus(AttemptPhase.FAILED, **words, final=bool(told.get("final")))
 
 
 def _terminate(process: psutil.Process) -> None:

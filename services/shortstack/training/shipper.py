@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,12 +19,15 @@ from shortstack.streams import topics
 from shortstack.streams.broker import Outbound, Producer
 from shortstack.streams.envelope import outbound
 
-__all__ = ["EventShipper"]
+__all__ = ["EventShipper", "shipping"]
 
 _POLL_S: Final = 0.2
 _BACK_OFF_S: Final = 1.0
 _ACK_S: Final = 60.0
 """Above a producer's own limit (30 s): what it still holds must not be sent a second time past it."""
+_DRAIN_S: Final = 600.0
+"""How long what is done waits for a broker that is away."""
+_DRAIN_STOPPED_S: Final = 2.0
 _LEVELS: Final = {"failed": "error", "warning": "warn"}
 
 
@@ -136,3 +140,16 @@ class EventShipper:
             clock=self._clock,
             id=f"{self._run}/{line['attempt']}/{line['seq']}",
         )
+
+
+@contextmanager
+def shipping(shipper: EventShipper, stopping: threading.Event, clock: Clock) -> Iterator[None]:
+    """Ships while the block runs; then waits for the last events, and for two seconds only where it shall stop."""
+    shipper.start()
+    try:
+        yield
+    finally:
+        deadline = clock.monotonic() + _DRAIN_S
+        while not shipper.finish(_DRAIN_STOPPED_S):
+            if stopping.is_set() or clock.monotonic() > deadline:
+                break

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from tests.fakes.kubernetes import FakeKubernetes
 
-from shortstack.cluster.pods import container_ended, how_it_ended, is_over, why_waiting
+from shortstack.cluster.pods import container_ended, how_it_ended, is_over, overdue, why_waiting
 
 
 @pytest.fixture
@@ -60,7 +62,8 @@ def test_how_a_pod_ended(kubernetes: FakeKubernetes) -> None:
     kubernetes.end_container(pod, "agent", 1, message="traceback\nerror: the object store is away\n")
     found = kubernetes.get("pods", pod)
     assert is_over(found)
-    assert how_it_ended(found) == "its container trainer ended (OOMKilled, exit code 137)"
+    killed = "its container trainer ended (OOMKilled, exit code 137): it needed more memory than its limit"
+    assert how_it_ended(found).startswith(killed)
     assert container_ended(found, "agent") == {
         "exitCode": 1,
         "reason": "Error",
@@ -72,3 +75,22 @@ def test_an_eviction_has_its_reason(kubernetes: FakeKubernetes) -> None:
     pod = kubernetes.pod_of("job")
     kubernetes.end_pod(pod, "Failed", reason="Evicted", message="The node was low on resource: ephemeral-storage.")
     assert how_it_ended(kubernetes.get("pods", pod)).startswith("Evicted: The node was low on resource")
+
+
+def test_a_pod_that_does_not_end_is_told_a_minute_after_its_time(kubernetes: FakeKubernetes) -> None:
+    pod = kubernetes.pod_of("job")
+    kubernetes.run(pod)
+    kubernetes.pods_linger = True
+    assert overdue(kubernetes.get("pods", pod), datetime(2026, 1, 1, 0, 5, tzinfo=UTC)) == ""
+    kubernetes.delete("pods", pod)
+    assert overdue(kubernetes.get("pods", pod), datetime(2026, 1, 1, 0, 0, 30, tzinfo=UTC)) == ""
+    words = overdue(kubernetes.get("pods", pod), datetime(2026, 1, 1, 0, 5, tzinfo=UTC))
+    assert f"kubectl delete pod {pod} --force" in words
+
+
+def test_the_last_line_that_a_container_printed_says_why(kubernetes: FakeKubernetes) -> None:
+    pod = kubernetes.pod_of("job")
+    kubernetes.end_container(pod, "prepare", 75, message="one line\nerror: the object store is away\n")
+    found = kubernetes.get("pods", pod)
+    assert is_over(found)
+    assert how_it_ended(found) == "its container prepare ended (Error, exit code 75): error: the object store is away"

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from shortstack.training.trainer.files import file_digests, sync_tree, verified, write_json
 
-__all__ = ["MANIFEST", "Checkpoint", "newest_whole", "remove_broken", "rotate", "seal"]
+__all__ = ["MANIFEST", "Checkpoint", "newest_sealed", "newest_whole", "remove_broken", "rotate", "seal"]
 
 MANIFEST: Final = "checkpoint.manifest.json"
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
@@ -42,6 +42,19 @@ def newest_whole(run_dir: Path) -> Checkpoint | None:
     for step, folder in reversed(_folders(run_dir)):
         manifest = _manifest(folder)
         if manifest is not None and verified(folder, manifest["files"]):
+            return Checkpoint(step, folder, int(manifest["ranks"]))
+    return None
+
+
+def newest_sealed(run_dir: Path) -> Checkpoint | None:
+    """The checkpoint with the highest step that has its manifest. No file is read: for one that was sealed here, while
+    the trainer works on, and may remove it."""
+    for step, folder in reversed(_folders(run_dir)):
+        try:
+            manifest = _manifest(folder)
+        except FileNotFoundError:
+            continue  # removed between the look and the reading
+        if manifest is not None:
             return Checkpoint(step, folder, int(manifest["ranks"]))
     return None
 

@@ -1,0 +1,40 @@
+"""The main container of an attempt's pod: torchrun, and nothing else. It reaches neither Kafka nor the object store.
+
+Its lock is its sign of life to the agent in the next container: the kernel frees it whatever ends this process, and
+with this process, the first of its container, all others of it end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+from pathlib import Path
+from typing import BinaryIO
+
+from shortstack.training.launcher import AttemptOrder
+from shortstack.training.pod.folder import PodConfig, PodFolder
+from shortstack.training.torchrun import Torchrun
+from shortstack.training.trainer.files import write_atomic
+
+__all__ = ["run"]
+
+
+def run() -> int:
+    """Trains to the end; torchrun's exit status, which the agent reads as well."""
+    folder = PodFolder(PodConfig().work)
+    order = AttemptOrder.from_json(folder.order.read_bytes())
+    trainer = Torchrun(folder.run, order.attempt, order.processes, log=folder.log)
+    signal.signal(signal.SIGTERM, trainer.on_signal)
+    with _locked_file(folder.lock):
+        status = 0 if trainer.stopping.is_set() else trainer.run()
+        write_atomic(folder.exit, str(status).encode())
+    return status
+
+
+def _locked_file(lock: Path) -> BinaryIO:
+    """The lock, held. It appears under its name only then, so whoever sees it free knows that its holder has died."""
+    partial = lock.with_suffix(".partial")
+    held = partial.open("wb")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    partial.replace(lock)
+    return held
