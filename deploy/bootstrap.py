@@ -73,6 +73,7 @@ def check(_: Sequence[str]) -> int:
             "images": ["hadolint", *sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("docker/*.Dockerfile"))],
             "generated code": ["python", "proto/generate.py", "--check"],
             "schemas": ["python", "proto/write_schemas.py", "--check"],
+            "chart": ["python", "deploy/chart_checks.py"],
         }
     )
 
@@ -80,7 +81,11 @@ def check(_: Sequence[str]) -> int:
 def generate(_: Sequence[str]) -> int:
     """Writes what is generated: code from proto/, JSON schemas from the models of messages."""
     return run_all(
-        {"code": ["python", "proto/generate.py"], "schemas": ["python", "proto/write_schemas.py"]},
+        {
+            "code": ["python", "proto/generate.py"],
+            "schemas": ["python", "proto/write_schemas.py"],
+            "chart": ["python", "deploy/chart_files.py"],
+        },
     )
 
 
@@ -186,9 +191,9 @@ TASKS: Mapping[str, Task] = {
     "test-integration": Task("tests against the real broker", "dev", tests("integration", cover=False)),
     "test-e2e": Task("the whole way, from a dataset to a chat", "dev", tests("e2e", cover=False)),
     "test-faults": Task("drills: every service killed at every hop", "dev", tests("e2e/faults", cover=False)),
-    "check": Task("lint, format, types, imports, protos, generated code", "dev", check),
+    "check": Task("lint, format, types, imports, protos, images, chart, generated code", "dev", check),
     "images": Task("build the images with docker or buildah, show their sizes", "", images.main),
-    "proto": Task("generate code and schemas", "dev", generate),
+    "proto": Task("generate code, schemas, tables", "dev", generate),
     "bench": Task("figures, one JSON object a line", "dev", passed_to("python", "-m", "benchmarks")),
     "lock": Task("renew the lower half of constraints.txt from what is installed", "dev", lock),
     "setup": Task("only set up, for running and testing", "dev", lambda _: 0),

@@ -22,7 +22,7 @@
   value: {{ . | quote }}
 {{- end }}
 {{- with $s3.region }}
-- name: AWS_DEFAULT_REGION
+- name: AWS_REGION
   value: {{ . | quote }}
 {{- end }}
 {{- if $s3.existingSecret }}

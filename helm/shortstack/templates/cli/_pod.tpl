@@ -1,5 +1,12 @@
 {{/* The command line's environment, for the toolbox and for `helm test`. */}}
 {{- define "shortstack.cli.env" -}}
+{{ include "shortstack.cli.connection" . }}
+{{ include "shortstack.kafka.env" . }}
+{{- include "shortstack.storage.env" . }}
+{{ include "shortstack.env.bases" . }}
+{{- end }}
+
+{{- define "shortstack.cli.connection" -}}
 {{ include "shortstack.env.common" . }}
 {{- include "shortstack.env.addresses" (list . "ingestion" "formatting" "assembly" "training" "serving") }}
 - name: SHORTSTACK_GATEWAY_URL
@@ -7,9 +14,6 @@
 - name: SHORTSTACK_API_KEY
   valueFrom:
     secretKeyRef: {name: {{ include "shortstack.key.secret" . }}, key: {{ .Values.gateway.key.secretKey }}}
-{{ include "shortstack.kafka.env" . }}
-{{- include "shortstack.storage.env" . }}
-{{ include "shortstack.env.bases" . }}
 {{- end }}
 
 {{- define "shortstack.cli.mounts" -}}

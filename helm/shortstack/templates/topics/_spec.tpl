@@ -18,7 +18,7 @@ template:
       - name: topics
         image: {{ include "shortstack.image" (list . "cli" $own.image) | quote }}
         imagePullPolicy: {{ .Values.image.pullPolicy }}
-        command: [shortstack, topics, apply, "--replication={{ .Values.kafka.replication }}"]
+        command: {{ concat (list "python" "-m" "shortstack.streams.apply") .Values.ingestion.owners | toJson }}
         env:
           {{- include "shortstack.env.common" . | nindent 10 }}
           {{- include "shortstack.kafka.env" . | nindent 10 }}
