@@ -1,4 +1,4 @@
-"""What the controller may rely on, of the launcher of processes and of the one that tests use."""
+"""What the controller may rely on, of every launcher: of processes, of Kubernetes Jobs, and of the one for tests."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from typing import Any, Protocol
 
 import psutil
 import pytest
+from tests.fakes.kubernetes import FakeKubernetes
 
+from shortstack.core.clock import SystemClock
+from shortstack.storage.blobs import MemoryBlobStore
+from shortstack.training.kubernetes_launcher import KubernetesLauncher, job_name
 from shortstack.training.launcher import STOPPED, AttemptOrder, AttemptPhase, Launcher
 from shortstack.training.memory_launcher import MemoryLauncher
+from shortstack.training.pod.objects import say
 from shortstack.training.processes import ProcessLauncher, attempt_paths
 
 DEADLINE_S = 20
@@ -103,6 +108,46 @@ class AsProcesses:
         said.with_suffix(".part").replace(said)
 
 
+JOB = """
+apiVersion: batch/v1
+kind: Job
+metadata: {name: template}
+spec:
+  template:
+    spec:
+      initContainers: [{name: prepare}]
+      containers: [{name: trainer}, {name: agent}]
+"""
+
+
+class AsJobs:
+    """A cluster whose pods run as soon as they are there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._kubernetes, self._blobs = FakeKubernetes(), MemoryBlobStore()
+        self._template = folder / "job.yaml"
+        self._template.write_text(JOB)
+
+    def launcher(self) -> Launcher:
+        cluster, clock = self._kubernetes.cluster(), SystemClock()
+        return KubernetesLauncher(
+            cluster, self._blobs, self._template, storage_url="memory://", clock=clock, look_s=0.0
+        )
+
+    def succeed(self, run: str, attempt: int) -> None:
+        self._end(run, attempt, exit_code=0, export=EXPORT)
+
+    def fail(self, run: str, attempt: int) -> None:
+        self._end(run, attempt, exit_code=1, code="no_rows", message="nothing to train on", final=True)
+
+    def lose(self, run: str, attempt: int) -> None:
+        self._kubernetes.delete("pods", self._kubernetes.pod_of(job_name(run, attempt)))
+
+    def _end(self, run: str, attempt: int, **word: Any) -> None:
+        say(self._blobs, run, attempt, word)
+        self._kubernetes.end_pod(self._kubernetes.pod_of(job_name(run, attempt)), "Succeeded")
+
+
 def _arguments(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
@@ -110,10 +155,10 @@ def _arguments(process: psutil.Process) -> list[str]:
         return []
 
 
-@pytest.fixture(params=["memory", "processes"])
+@pytest.fixture(params=["memory", "processes", "kubernetes"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    if request.param == "memory":
-        yield InMemory()
+    if request.param != "processes":
+        yield InMemory() if request.param == "memory" else AsJobs(tmp_path)
         return
     processes = AsProcesses(tmp_path)
     yield processes
@@ -205,8 +250,31 @@ def test_a_cancel_ends_an_attempt_that_runs_and_touches_no_other(place: Place) -
     assert launcher.status("run-1", 1) == status
 
 
-def test_stop_leaves_nothing_running(place: Place) -> None:
+def test_a_run_that_is_over_may_be_forgotten_twice(place: Place) -> None:
+    launcher = place.launcher()
+    launcher.launch(order())
+    place.succeed("run-1", 1)
+    until(launcher, 1, AttemptPhase.SUCCEEDED)
+    launcher.forget("run-1")
+    launcher.forget("run-1")
+    assert launcher.status("run-1", 1).export == EXPORT
+    assert "run-1" in launcher.place("run-1")
+
+
+@pytest.mark.parametrize("place", ["memory", "processes"], indirect=True)
+def test_stop_leaves_nothing_running_on_this_machine(place: Place) -> None:
     launcher = place.launcher()
     launcher.launch(order())
     launcher.stop(5)
     assert launcher.status("run-1", 1).phase in (AttemptPhase.FAILED, AttemptPhase.LOST)
+
+
+@pytest.mark.parametrize("place", ["kubernetes"], indirect=True)
+def test_in_a_cluster_attempts_outlive_the_controllers_pod(place: Place) -> None:
+    launcher = place.launcher()
+    launcher.launch(order())
+    launcher.stop(5)
+    again = place.launcher()
+    assert again.status("run-1", 1).phase is AttemptPhase.RUNNING
+    place.succeed("run-1", 1)
+    until(again, 1, AttemptPhase.SUCCEEDED)
