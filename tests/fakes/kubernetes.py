@@ -83,6 +83,11 @@ class FakeKubernetes:
         """Makes an object as somebody else would."""
         return self._create(plural, {"metadata": {"name": name, **more.pop("metadata", {})}, **more})
 
+    def patch(self, plural: str, name: str, patch: Mapping[str, Any]) -> None:
+        """Somebody changes an object; None removes what it names."""
+        with self._lock:
+            _merge(self._objects[plural, name], patch)
+
     def unschedulable(self, pod: str, message: str) -> None:
         """The scheduler finds no node."""
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
