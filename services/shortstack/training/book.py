@@ -305,7 +305,8 @@ class JobBook:
         total: int = 0,
         unit: str = "",
     ) -> None:
-        step = next(s for s in job.steps if s.name == name)
+        # A snapshot that another version wrote may have no such step.
+        step = next((s for s in job.steps if s.name == name), None) or job.steps.add()
         wanted = tr.JobStep(name=name, state=state, message=message, done=done, total=total, unit=unit)
         if step != wanted:
             step.CopyFrom(wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,6 +20,7 @@ from tests.integration.training.trainer.conftest import records, tiny_llama
 
 from shortstack.core.config import ServiceConfig
 from shortstack.core.digest import sha256_hex
+from shortstack.local.broker import BrokerConfig, LocalBroker
 from shortstack.messages.v1.training_pb2 import TrainingEvent
 from shortstack.records.schema import table_of
 from shortstack.storage.blobs import BlobStore
@@ -139,6 +141,37 @@ class Bench:
             return None if status.phase == "running" else status
 
         return until(over, f"the end of attempt {attempt}")
+
+
+@pytest.fixture
+def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
+    """A broker that is the test's alone: it may be stopped, and holds nobody else's state."""
+    folder = tmp_path_factory.mktemp("kafka")
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        ports = [int(probe.getsockname()[1]) for probe in (one, two)]
+    root = Path(__file__).resolve().parents[3]
+    libs = Path(os.environ.get("SHORTSTACK_VAR", root / "var")) / "kafka" / "libs"
+    config = BrokerConfig(
+        folder=folder,
+        log=folder / "kafka.log",
+        port=ports[0],
+        controller_port=ports[1],
+        libs=libs,
+        java=os.environ.get("SHORTSTACK_JAVA"),
+    )
+    broker = LocalBroker(config)
+    broker.prepare()
+    with broker:
+        with closing(KafkaBroker.connect(ServiceConfig(kafka_bootstrap=broker.bootstrap))) as client:
+            client.apply(topics.TOPICS.values())
+        yield broker
+
+
+@pytest.fixture
+def own_bootstrap(own_broker: LocalBroker) -> str:
+    return own_broker.bootstrap
 
 
 @pytest.fixture

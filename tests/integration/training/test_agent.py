@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 
 import orjson
 import psutil
 import pytest
 from tests.integration.training.conftest import MANIFEST, Bench, processes_of, until
 
-from shortstack.core.config import ServiceConfig
-from shortstack.local.broker import BrokerConfig, LocalBroker
-from shortstack.streams import topics
-from shortstack.streams.kafka import KafkaBroker
+from shortstack.local.broker import LocalBroker
 from shortstack.training.launcher import STOPPED, AttemptPhase
 from shortstack.training.processes import ProcessLauncher
 
@@ -106,37 +99,6 @@ def test_a_dataset_that_is_gone_is_final(bench: Bench, launcher: ProcessLauncher
 
 # Real trainers: each start imports torch, which takes a busy machine a while.
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture
-def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
-    """A broker that the test may stop."""
-    folder = tmp_path_factory.mktemp("kafka")
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        ports = [int(probe.getsockname()[1]) for probe in (one, two)]
-    root = Path(__file__).resolve().parents[3]
-    libs = Path(os.environ.get("SHORTSTACK_VAR", root / "var")) / "kafka" / "libs"
-    config = BrokerConfig(
-        folder=folder,
-        log=folder / "kafka.log",
-        port=ports[0],
-        controller_port=ports[1],
-        libs=libs,
-        java=os.environ.get("SHORTSTACK_JAVA"),
-    )
-    broker = LocalBroker(config)
-    broker.prepare()
-    with broker:
-        with closing(KafkaBroker.connect(ServiceConfig(kafka_bootstrap=broker.bootstrap))) as client:
-            client.apply(topics.TOPICS.values())
-        yield broker
-
-
-@pytest.fixture
-def own_bootstrap(own_broker: LocalBroker) -> str:
-    return own_broker.bootstrap
 
 
 def test_a_broker_that_is_away_stops_no_step_and_loses_no_event(

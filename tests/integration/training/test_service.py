@@ -45,7 +45,10 @@ def start(bench: Bench) -> Iterator[Start]:
         process.wait()
 
 
-def test_a_service_that_was_killed_adopts_the_attempt_and_then_ends_everything(bench: Bench, start: Start) -> None:
+def test_a_service_that_was_killed_adopts_the_attempt_and_then_ends_everything(
+    own_bootstrap: str, bench: Bench, start: Start
+) -> None:
+    assert bench.bootstrap == own_bootstrap  # the only writer of its training.state
     job = f"ftjob-{bench.run}"
     config, clock = ServiceConfig(kafka_bootstrap=bench.bootstrap), SystemClock()
     with ExitStack() as stack:
@@ -80,7 +83,8 @@ def test_a_service_that_was_killed_adopts_the_attempt_and_then_ends_everything(b
             record = reader.get(f"job/{job}")
             return record.job.state if record is not None else 0
 
-        ready(job, {"micro_batch_size": 4, "lora_r": 4, "max_steps": 40, "save_steps": 20, "seed": os.getpid()})
+        # Many steps of a tiny model: it must still be at them when it has been seen to be, and its service is gone.
+        ready(job, {"micro_batch_size": 4, "lora_r": 4, "max_steps": 800, "save_steps": 400, "seed": os.getpid()})
         service = start()
         run = until(lambda: (found := run_of(job)) and found.step > 1 and found, "the first steps")
         agent = bench.agent(1)

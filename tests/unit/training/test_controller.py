@@ -84,6 +84,20 @@ def test_a_restarted_controller_follows_the_attempt_that_is_under_way(world: Wor
     assert len(launched(world)) == 1
 
 
+def test_a_job_whose_steps_are_not_known_here_is_followed_all_the_same(world: World) -> None:
+    """A snapshot of another version may name other steps; it must not stop the controller, and every job with it."""
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        running.until(lambda _: bool(world.launcher.orders))
+        older = tr.TrainingRecord(job=running.job("ftjob-1"))
+    del older.job.steps[:]
+    world.write({"job/ftjob-1": older})
+    with world.started() as again:
+        train(world, again)
+        done = again.settle("ftjob-1", SUCCEEDED)
+    assert {step.name: step.state for step in done.steps}["train"] == tr.STEP_STATE_DONE
+
+
 def test_equal_wishes_share_a_run_and_only_the_last_cancel_stops_it(world: World) -> None:
     world.ready(("ftjob-1", {}, None), ("ftjob-2", {}, None))
     with world.started() as running:

@@ -178,6 +178,13 @@ class World:
         event.time.FromDatetime(self.clock.now().replace(tzinfo=None))
         self.send(topics.TRAINING_EVENTS, run, event)
 
+    def write(self, records: dict[str, tr.TrainingRecord]) -> None:
+        """Writes snapshots to the state topic, as another version's controller would have left them."""
+        writer = StateWriter(self.broker, topics.TRAINING_STATE, tr.TrainingRecord, self.clock, source="test")
+        writer.open()
+        writer.put_all(records)
+        writer.close()
+
     def messages(self, topic: topics.Topic) -> list[Delivery]:
         """Everything on a topic."""
         reader = self.broker.reader([topic.name])
