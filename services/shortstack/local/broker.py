@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -57,6 +57,8 @@ class BrokerConfig:
         listen: address that clients' connections are taken on.
         advertised: HOST:PORT that clients are told to come back to; None for loopback.
         remedy: what helps when its folder is full or cannot be written.
+        properties: further lines of ``server.properties``; they win over the broker's own.
+        scram: users with their passwords for SCRAM-SHA-512, made when the data folder is formatted.
     """
 
     folder: Path
@@ -70,6 +72,8 @@ class BrokerConfig:
     listen: str = _HOST
     advertised: str | None = None
     remedy: str = "Free some disk space, or set SHORTSTACK_VAR to a folder that can be written, on a larger disk."
+    properties: Mapping[str, str] = field(default_factory=dict)
+    scram: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, settings: LocalSettings) -> Self:
@@ -249,7 +253,8 @@ class LocalBroker:
 
     def _write_properties(self) -> None:
         self.config.folder.mkdir(parents=True, exist_ok=True)
-        lines = [f"{name}={value}\n" for name, value in _properties_of(self.config).items()]
+        properties = {**_properties_of(self.config), **self.config.properties}
+        lines = [f"{name}={value}\n" for name, value in properties.items()]
         self._properties.write_text("".join(lines), encoding="utf-8")
 
     def _require_room(self) -> None:
@@ -268,8 +273,10 @@ class LocalBroker:
             return
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t"]
+        users = [f"SCRAM-SHA-512=[name={name},password={word}]" for name, word in self.config.scram.items()]
+        scram = [argument for user in users for argument in ("--add-scram", user)]
         done = subprocess.run(
-            [*self._jvm(), *tool, cluster.replace("-", "A"), "-c", str(self._properties)],
+            [*self._jvm(), *tool, cluster.replace("-", "A"), "-c", str(self._properties), *scram],
             capture_output=True,
             text=True,
             timeout=120,
@@ -309,6 +316,8 @@ class LocalBroker:
                 log=Path(scratch) / "kafka.log",
                 port=ports[0],
                 controller_port=ports[1],
+                properties={},
+                scram={},
             )
             trial = _ArchivingBroker(config, made)
             trial.start()

@@ -5,7 +5,6 @@ What the client does wrong, and what was done about it: docs/decisions/0009-the-
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,13 +15,14 @@ import kafka.errors as kafka_errors
 from kafka.admin import KafkaAdminClient
 
 from shortstack.core.config import ServiceConfig
-from shortstack.core.errors import ShortstackError, Transient
+from shortstack.core.errors import Transient
 from shortstack.streams.broker import Partition
 from shortstack.streams.decoding import bound_decompression
 from shortstack.streams.kafka_consumer import KafkaConsumer, KafkaReader
 from shortstack.streams.kafka_errors import client_settings, translate
 from shortstack.streams.kafka_producer import KafkaProducer
-from shortstack.streams.kafka_sockets import close_failed_sockets
+from shortstack.streams.kafka_security import check_security, unreachable
+from shortstack.streams.kafka_sockets import mend_connections
 from shortstack.streams.kafka_topics import apply_topics, group_lag
 from shortstack.streams.topics import Topic
 
@@ -50,9 +50,14 @@ class KafkaBroker:
 
     @classmethod
     def connect(cls, config: ServiceConfig) -> KafkaBroker:
-        """A broker for ``config``. Mends kafka-python for the whole process: bounded unpacking, sockets closed."""
+        """A broker for ``config``. Mends kafka-python for the whole process: bounded unpacking, sound connections.
+
+        Raises:
+            Fatal: a setting of its security is wrong or missing.
+        """
+        check_security(config)
         bound_decompression()
-        close_failed_sockets()
+        mend_connections()
         return cls(config)
 
     def __enter__(self) -> Self:
@@ -146,21 +151,5 @@ class KafkaBroker:
             yield
         except kafka_errors.KafkaError as error:
             if "bootstrap" in str(error):
-                raise self._unreachable() from error
+                raise unreachable(self._config, self._settings) from error
             raise translate(error, f"Kafka at {self._config.kafka_bootstrap}") from error
-
-    def _unreachable(self) -> ShortstackError:
-        server = self._settings["bootstrap_servers"][0]
-        host, _, port = server.rpartition(":")
-        where = f"Kafka at {self._config.kafka_bootstrap}"
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
-                protocol = self._config.kafka_security_protocol
-                return Transient(
-                    f"{server} takes connections but does not answer as Kafka over {protocol}",
-                    where=where,
-                    remedy="Check SHORTSTACK_KAFKA_SECURITY_PROTOCOL, user, password and certificates.",
-                )
-        except (OSError, ValueError) as error:
-            remedy = "Start it (`shortstack up`) or set SHORTSTACK_KAFKA_BOOTSTRAP."
-            return Transient(f"cannot reach {server}: {error}", where=where, remedy=remedy)

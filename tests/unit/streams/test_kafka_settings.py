@@ -64,3 +64,34 @@ def test_a_broker_that_is_not_there_is_named_with_the_likely_cause() -> None:
     broker = KafkaBroker.connect(ServiceConfig(kafka_bootstrap="127.0.0.1:1", kafka_bootstrap_timeout_s=0.2))
     with pytest.raises(Transient, match=r"cannot reach 127\.0\.0\.1:1.*SHORTSTACK_KAFKA_BOOTSTRAP"):
         broker.ready(0.2)
+
+
+USER = {"kafka_sasl_username": "u", "kafka_sasl_password": "hidden"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "where", "says"),
+    [
+        ({"kafka_security_protocol": "SASL-SSL"}, "SECURITY_PROTOCOL", 'Did you mean "SASL_SSL"?'),
+        ({"kafka_security_protocol": "SASL_SSL", **USER}, "SASL_MECHANISM", "SCRAM-SHA-512"),
+        (
+            {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": "SCRAM-SHA512", **USER},
+            "SASL_MECHANISM",
+            'Did you mean "SCRAM-SHA-512"?',
+        ),
+        (
+            {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": "PLAIN", **USER, "kafka_sasl_password": ""},
+            "SASL_PASSWORD",
+            "Set SHORTSTACK_KAFKA_SASL_PASSWORD",
+        ),
+        ({"kafka_security_protocol": "SSL", "kafka_ssl_cafile": "/no/such/file"}, "SSL_CAFILE", "No such file"),
+        ({"kafka_security_protocol": "SSL", "kafka_ssl_cafile": __file__}, "SSL_CAFILE", "PEM file"),
+        ({"kafka_security_protocol": "SSL", "kafka_ssl_certfile": __file__}, "SSL_CERTFILE", "SSL_KEYFILE"),
+    ],
+)
+def test_security_that_cannot_work_is_refused_by_variable(settings: dict[str, str], where: str, says: str) -> None:
+    with pytest.raises(Fatal) as raised:
+        KafkaBroker.connect(ServiceConfig(**settings))
+    assert raised.value.where == f"SHORTSTACK_KAFKA_{where}"
+    assert says in str(raised.value)
+    assert "hidden" not in str(raised.value)
