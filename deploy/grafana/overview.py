@@ -153,19 +153,19 @@ RECORDS: Final = (
         "Items read by ingestion",
         "Items of sources a second: used, or rejected because they could not be read.",
         [_rate("shortstack_items_total", "fate")],
-        unit="suffix: /s",
+        unit="suffix:/s",
     ),
     Panel(
         "Records through formatting",
         "Records a second by verdict. Failed ones hold the dataset until `datasets accept`.",
         [_rate("shortstack_records_total", "verdict")],
-        unit="suffix: /s",
+        unit="suffix:/s",
     ),
     Panel(
         "Records assembled",
         "Records a second by fate. A dataset is assembled in one go, so this comes in peaks.",
         [_rate("shortstack_assembled_records_total", "fate")],
-        unit="suffix: /s",
+        unit="suffix:/s",
     ),
     _bars(
         "Not kept, by step and reason",
@@ -188,7 +188,7 @@ RECORDS: Final = (
         "Publications",
         "Requests a minute by outcome: everything (new), accept (known records, perhaps a new wish), failed, refused.",
         [Query(f"60 * sum by (outcome) (rate(shortstack_publications_total{{}}{STEP}))", "{{outcome}}")],
-        unit="suffix: /min",
+        unit="suffix:/min",
         width=12,
     ),
     Panel(
@@ -213,7 +213,7 @@ TRAINING: Final = (
         "Trained tokens",
         "Tokens a second by run; 0 once it has ended. 0 in mid-run: the attempt is starting, waiting or stuck.",
         [Query("max by (dataset, run) (shortstack_train_tokens_per_second{})", "{{dataset}} {{run}}")],
-        unit="suffix: tokens/s",
+        unit="suffix:tokens/s",
         width=12,
         height=8,
     ),
@@ -242,7 +242,7 @@ TRAINING: Final = (
         "Optimizer steps",
         "Steps a minute over all runs.",
         [Query(f"60 * sum(rate(shortstack_train_steps_total{{}}{STEP}))", "steps")],
-        unit="suffix: /min",
+        unit="suffix:/min",
         width=16,
     ),
     _number(
@@ -285,7 +285,7 @@ SERVING: Final = (
                 "{{job}} {{pod}}",
             )
         ],
-        unit="suffix: tokens/s",
+        unit="suffix:tokens/s",
     ),
     Panel(
         "Requests to model servers",
@@ -369,13 +369,13 @@ GATEWAY: Final = (
         "Tokens",
         "Tokens a second: of prompts, and generated.",
         [_rate("shortstack_chat_tokens_total", "direction")],
-        unit="suffix: tokens/s",
+        unit="suffix:tokens/s",
     ),
     Panel(
         "Tokens by model",
         "Generated tokens a second of each model that answers.",
         [_rate("shortstack_chat_tokens_total", "model", '{direction="completion"}')],
-        unit="suffix: tokens/s",
+        unit="suffix:tokens/s",
         width=12,
     ),
     _bars(
@@ -418,7 +418,7 @@ HEALTH: Final = (
             Query(f"60 * sum by (job, part) (rate(shortstack_waits_total{{}}{STEP})){_NONE}", "{{job}} {{part}}"),
             Query(f"60 * sum by (topic) (rate(shortstack_retries_total{{}}{STEP})){_NONE}", "retried {{topic}}"),
         ],
-        unit="suffix: /min",
+        unit="suffix:/min",
     ),
     Panel(
         "gRPC errors",
@@ -450,7 +450,7 @@ HEALTH: Final = (
         "Rebalances",
         "Changes a minute of who holds which partition. Steady ones: a worker dies again and again.",
         [Query(f"60 * sum by (job) (rate(shortstack_rebalances_total{{}}{STEP}))", "{{job}}")],
-        unit="suffix: /min",
+        unit="suffix:/min",
     ),
     Panel(
         "Memory",
@@ -489,7 +489,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "stat": {
         "reduceOptions": _REDUCED,
         "colorMode": "value",
-        "graphMode": "area",
+        "graphMode": "none",
         "justifyMode": "auto",
         "orientation": "auto",
         "textMode": "auto",
