@@ -376,8 +376,7 @@ def main(arguments: Sequence[str]) -> int:
     plan, named = plan_of(arguments)
     engine = choose_engine(named)
     build_images(plan, engine)
-    skipped = [name for name in ON_REQUEST if name not in plan.names]
-    for name in skipped:
+    for name in [] if "--only" in arguments else [name for name in ON_REQUEST if name not in plan.names]:
         say(f"{name} was left out: give --build-arg {ON_REQUEST[name]}=IMAGE to build it.")
     sys.stdout.write(size_table(plan, engine, python_image(plan)))
     return 0

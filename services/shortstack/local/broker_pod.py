@@ -22,14 +22,12 @@ from shortstack.local.jars import broken_jars, declared_jars, ensure_jars
 
 __all__ = ["BrokerPodSettings", "PodBroker", "main"]
 
-_PORT: Final = 9092
-_CONTROLLER_PORT: Final = 9093
 _REMEDY: Final = (
     "Look at the volume mounted there: whether it is full (claim a larger one; what the broker holds is kept), and "
     "whether user 10001 may write to it (the pod's fsGroup)."
 )
 
-Become = Callable[[str, Sequence[str]], object]
+Become = Callable[[str, list[str]], object]
 
 
 class BrokerPodSettings(BaseSettings):
@@ -39,8 +37,10 @@ class BrokerPodSettings(BaseSettings):
 
     dir: Path = Field(Path("/var/lib/kafka"), description="Folder of the log, kept between starts")
     advertised: str = Field(
-        f"127.0.0.1:{_PORT}", pattern=r"^[^:/\s]+:\d+$", description="HOST:PORT that clients are told to come back to"
+        "127.0.0.1:9092", pattern=r"^[^:/\s]+:\d+$", description="HOST:PORT that clients are told to come back to"
     )
+    port: int = Field(9092, ge=1, le=65_535, description="Port for clients")
+    controller_port: int = Field(9093, ge=1, le=65_535, description="Port of the node's controller, on loopback")
     heap_mb: int = Field(256, ge=64, description="Heap of the JVM in MiB")
     libs: Path = Field(Path("/opt/kafka/libs"), description="Folder of the jars")
 
@@ -62,8 +62,8 @@ class BrokerPodSettings(BaseSettings):
         return BrokerConfig(
             folder=self.dir,
             log=self.dir / "kafka.log",
-            port=_PORT,
-            controller_port=_CONTROLLER_PORT,
+            port=self.port,
+            controller_port=self.controller_port,
             libs=self.libs,
             heap_mb=self.heap_mb,
             listen="0.0.0.0",  # noqa: S104 (who may come is the network policy's business)
