@@ -27,6 +27,31 @@ SAMPLE = re.compile(r"\b(shortstack_\w+|process_\w+)\{")
 SUFFIX = re.compile(r"_(bucket|sum|count)$")
 
 
+MOVING = (
+    "Requests",
+    "Items read by ingestion",
+    "Records through formatting",
+    "Records assembled",
+    "Publications",
+    "Time to handle a message",
+    "Requests by route",
+    "Requests by status",
+    "Time to the first token",
+    "Time to the whole answer",
+    "Tokens",
+    "Tokens by model",
+    "Generated tokens",
+    "Requests to model servers",
+    "Server: queue and prefill",
+    "Server: time per token",
+    "Memory",
+    "Processor",
+    "Free storage",
+    "Up for",
+)
+"""Panels that are above 0 while datasets are published and chats answered."""
+
+
 @pytest.fixture(scope="module")
 def board(repository: Path) -> dict[str, Any]:
     """The dashboard."""
@@ -83,7 +108,8 @@ def filled(stack: Stack, prometheus: Prometheus, queries: dict[tuple[str, str], 
         return True if not missing() else None
 
     def missing() -> list[tuple[str, str]]:
-        return sorted(set(queries) - set(largest))
+        still = {(title, "A") for title in MOVING if not largest.get((title, "A"), 0) > 0}
+        return sorted((set(queries) - set(largest)) | still)
 
     stack.until(look, within_s=FILLED_S, what=missing)
     return largest
@@ -108,28 +134,7 @@ def test_every_query_is_known_and_none_is_empty(
 
 
 def test_panels_show_what_went_on(filled: dict[tuple[str, str], float]) -> None:
-    moving = (
-        "Requests",
-        "Items read by ingestion",
-        "Records through formatting",
-        "Records assembled",
-        "Publications",
-        "Time to handle a message",
-        "Requests by route",
-        "Requests by status",
-        "Time to the first token",
-        "Time to the whole answer",
-        "Tokens",
-        "Tokens by model",
-        "Generated tokens",
-        "Requests to model servers",
-        "Server: queue and prefill",
-        "Server: time per token",
-        "Memory",
-        "Free storage",
-        "Up for",
-    )
-    assert [title for title in moving if not filled[title, "A"] > 0] == []
+    assert [title for title in MOVING if not filled[title, "A"] > 0] == []
 
 
 def test_panels_show_the_main_job(
@@ -144,7 +149,8 @@ def test_panels_show_the_main_job(
     assert prometheus.numbers(queries["Down or not ready", "A"]) == [0]
     assert filled["Models served", "A"] >= 2
     assert filled["Failing", "A"] == 0
-    reasons = {labels["reason"] for labels, _ in prometheus.query(queries["Not kept, by step and reason", "A"])}
+    # The panel has the ten commonest; other datasets may have had more of others.
+    reasons = {labels["reason"] for labels, _ in prometheus.query('shortstack_records_total{reason!=""}')}
     assert {"refusal", "empty", "length"} <= {reason.partition("/")[0] for reason in reasons}
     proofs = {labels["outcome"]: value for labels, value in prometheus.query(queries["Contract tests", "A"])}
     assert proofs["passed"] >= 1
