@@ -120,6 +120,24 @@ class FakeKubernetes:
         elif all(ended is not None for ended in main):
             self.end_pod(pod, "Succeeded" if all(ended["exitCode"] == 0 for ended in main) else "Failed")
 
+    def crash(
+        self, pod: str, container: str, exit_code: int, *, times: int = 1, reason: str = "Error", message: str = ""
+    ) -> None:
+        """One container has ended and is started again after a pause (restartPolicy Always)."""
+        ended = {"exitCode": exit_code, "reason": reason, "message": message}
+        self._container(pod, container, {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}})
+        with self._lock:
+            statuses = self._objects["pods", pod]["status"]["containerStatuses"]
+            next(c for c in statuses if c["name"] == container).update(
+                restartCount=times, lastState={"terminated": ended}
+            )
+
+    def failed_to_make_pods(self, deployment: str, message: str) -> None:
+        """A quota or an admission policy keeps a Deployment from having pods."""
+        with self._lock:
+            condition = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
+            self._objects["deployments", deployment]["status"]["conditions"] = [condition]
+
     def end_pod(self, pod: str, phase: str, **status: Any) -> None:
         """The pod is over: "Succeeded" or "Failed"; its Job is too."""
         self._status(pod, phase=phase, **status)

@@ -229,7 +229,7 @@ class ServingController:
             if now >= self._not_before.get(model.name, 0.0):
                 proving = threading.Event()
                 away = self._making_way([model])
-                instead_of = [_held(self._book.models[name]).export for name in sorted(away)]
+                instead_of = [_held(self._book.models[name]) for name in sorted(away)]
                 future = self._pool.submit(self._rollout.roll_out, _held(model).export, proving.set, instead_of)
                 self._rolling = _RollingOut(model.name, future, proving)
                 return

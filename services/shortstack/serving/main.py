@@ -12,12 +12,10 @@ from shortstack.core.lifecycle import run_service, run_until_signal
 from shortstack.core.loop import Loop
 from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1.training_pb2 import TrainingRecord
-from shortstack.prompts.formats import PromptFormats
+from shortstack.serving.composition import rollout_of
 from shortstack.serving.config import ServingConfig
 from shortstack.serving.controller import ServingController
 from shortstack.serving.grpc_service import ServingServicer
-from shortstack.serving.rollout import EmbeddedRollout
-from shortstack.serving.tgi import TgiClient
 from shortstack.serving.v1.serving_pb2_grpc import add_ServingServiceServicer_to_server
 from shortstack.storage.blobs import BlobStore
 from shortstack.streams import topics
@@ -34,9 +32,7 @@ def run() -> int:
         telemetry = stack.enter_context(Telemetry.start("serving", config))
         health = Health(config.liveness_s, clock)
         broker = stack.enter_context(closing(KafkaBroker.connect(config)))
-        client = stack.enter_context(closing(TgiClient(config.inference_url, config.serving_prove_timeout_s)))
-        blobs = BlobStore.open(config.storage_url)
-        rollout = EmbeddedRollout(client, blobs, config.weights_dir, PromptFormats.builtin())
+        rollout = stack.enter_context(rollout_of(config, BlobStore.open(config.storage_url), clock))
         training = StateReader(broker, topics.TRAINING_STATE, TrainingRecord)
         controller = ServingController(
             broker, training, rollout, config.base_models, config=config, telemetry=telemetry, clock=clock

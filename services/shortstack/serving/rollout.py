@@ -55,7 +55,7 @@ class Rollout(Protocol):
         """
         ...
 
-    def roll_out(self, export: Export, proving: Callable[[], None], instead_of: Sequence[Export] = ()) -> RolledOut:
+    def roll_out(self, export: Export, proving: Callable[[], None], instead_of: Sequence[Held] = ()) -> RolledOut:
         """Loads the model and proves it; ``proving`` is called in between.
 
         Args:
@@ -104,7 +104,7 @@ class EmbeddedRollout:
             raise NotReady("the inference server runs another model")
         return self._endpoint("", "base", folder)
 
-    def roll_out(self, export: Export, proving: Callable[[], None], instead_of: Sequence[Export] = ()) -> RolledOut:
+    def roll_out(self, export: Export, proving: Callable[[], None], instead_of: Sequence[Held] = ()) -> RolledOut:
         """See `Rollout.roll_out`; adapters have room beside one another, so none has to go for it."""
         fetched = self._load(export)
         endpoint = self._endpoint(adapter_of(export), export.prompt_format, fetched.tokenizer)

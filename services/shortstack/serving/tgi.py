@@ -64,8 +64,15 @@ class TgiClient:
 
     def healthy(self) -> bool:
         """``/health``: whether it can generate."""
+        return self._succeeds("/health")
+
+    def answers(self) -> bool:
+        """Whether ``/info`` says something: the model is loaded, healthy or not."""
+        return self._succeeds("/info")
+
+    def _succeeds(self, path: str) -> bool:
         try:
-            self._call("GET", "/health")
+            self._call("GET", path)
         except (Transient, Poison):
             return False
         return True

@@ -97,7 +97,7 @@ class Watch:
         for name, folder, url in bases:
             try:
                 yield Finding(name, endpoint=self._rollout.base(name, folder, url))
-            except NotReady as error:
+            except (NotReady, Poison) as error:
                 yield Finding(name, trouble=str(error))
             except Transient as error:  # nothing is known, so its route stays as it is
                 self._say(name, str(error))

@@ -59,11 +59,9 @@ class FakeRollout:
             raise self.base_fails
         return sv.Endpoint(url=self.url, prompt_format="base")
 
-    def roll_out(
-        self, export: tr.Export, proving: Callable[[], None], instead_of: Sequence[tr.Export] = ()
-    ) -> RolledOut:
+    def roll_out(self, export: tr.Export, proving: Callable[[], None], instead_of: Sequence[Held] = ()) -> RolledOut:
         self.rolled_out.append(export.digest)
-        self.held -= {old.digest for old in instead_of}
+        self.held -= {old.export.digest for old in instead_of}
         self.held.add(export.digest)
         proving()
         outcome = self.outcomes.get(export.digest, Proof(PASSED, REFUSED))
