@@ -20,6 +20,9 @@
 {{- end -}}
 - name: SHORTSTACK_BASE_MODELS
   value: {{ printf "{%s}" ($folders | join ",") | squote }}
+{{- end }}
+
+{{- define "shortstack.env.aliases" -}}
 - name: SHORTSTACK_MODEL_ALIASES
   value: {{ .Values.modelAliases | toJson | squote }}
 {{- end }}

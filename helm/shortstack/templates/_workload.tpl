@@ -153,6 +153,9 @@ spec:
 {{- end }}
 {{- if or .bases .names }}
 {{ include "shortstack.env.bases" $root }}
+{{- if ne .name "serving" }}
+{{ include "shortstack.env.aliases" $root }}
+{{- end }}
 {{- end }}
 {{- with .env }}
 {{ . | trim }}

@@ -41,6 +41,4 @@
 {{ include "shortstack.egress.to" (list $root . 50051 8081) }}
 {{- end }}
 {{ include "shortstack.egress.to" (list . "gateway" 8080) }}
-{{ include "shortstack.egress.kafka" . }}
-{{ include "shortstack.egress.storage" . }}
 {{- end }}

@@ -1,0 +1,122 @@
+"""Values: wrong ones are refused by name, and all that is written of them is fresh."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+
+import chart_files
+import jsonschema
+import pytest
+import yaml
+from tests.unit.chart.rendering import CHART, ROOT, VALUES, Refused, of_kind, pod, render
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("kafak.kind=external", "kafak"),
+        ("kafka.embeded.size=1Gi", "embeded"),
+        ("kafka.kind=strimzi", "kind"),
+        ("gateway.replica=2", "replica"),
+        ("gateway.replicas=two", "replicas"),
+        ("serving.rollout=canary", "rollout"),
+        ("serving.server.gpu=1", "gpu"),
+        ("training.job.workSize=lots", "workSize"),
+        ("storage.claim.accessMode=ReadWriteOncePod", "accessMode"),
+        ("ingestion.resources.request.cpu=1", "request"),
+        ("formatting.env.a-b=1", "a-b"),
+        ("networkPolicy.kafkaFrom[0].podselector.x=1", "podselector"),
+        ("kafka.kind=external", "bootstrap"),
+        ("storage.kind=s3", "bucket"),
+        ("gateway.ingress.enabled=true", "hosts"),
+        ("baseModels[0].nmae=x", "nmae"),
+        ("gateway.replicas=2", "gateway.replicas"),
+        ("training.env.SHORTSTACK_LAUNCHER=processes", "training.env.SHORTSTACK_LAUNCHER"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_name(given: str, named: str) -> None:
+    with pytest.raises(Refused, match=named):
+        render(given)
+
+
+def test_a_password_wants_a_secret() -> None:
+    with pytest.raises(Refused, match="existingSecret"):
+        render(
+            "kafka.kind=external", "kafka.external.bootstrap=k:9092", "kafka.external.securityProtocol=SASL_PLAINTEXT"
+        )
+
+
+def test_global_is_free() -> None:
+    assert render("global.anything.at.all=1")
+
+
+def test_settings_of_a_service_are_passed_on() -> None:
+    told = pod(render("gateway.env.SHORTSTACK_STREAM_MAX_S=30"), "gateway").environment("gateway")
+    assert told["SHORTSTACK_STREAM_MAX_S"] == "30"
+
+
+def test_the_schema_knows_every_value_and_every_value_has_a_meaning() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    rows = list(chart_files.leaves(schema, values))
+    assert len(rows) > 200
+    assert all(meaning.endswith((".", "`.")) for _, _, meaning in rows)
+
+
+def test_the_schema_is_strict_wherever_it_names_values() -> None:
+    def loose(schema: dict[str, object], path: str = "") -> list[str]:
+        found = []
+        for name, entry in schema["properties"].items():  # type: ignore[attr-defined]
+            if "properties" in entry:
+                found += [] if entry["additionalProperties"] is False else [f"{path}{name}"]
+                found += loose(entry, f"{path}{name}.")
+            elif entry.get("type") == "object":
+                found.append(f"{path}{name}")
+        return found
+
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert schema["additionalProperties"] is False
+    assert loose(schema) == ["global"]
+
+
+def test_readme_and_topics_are_fresh() -> None:
+    assert chart_files.main(["--check"]) == 0
+
+
+def test_versions_agree() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert chart["appVersion"] == chart["version"] == project["version"]
+
+
+def test_the_readme_names_every_set_of_values() -> None:
+    readme = (CHART / "README.md").read_text()
+    assert all(f"`{name}.yaml`" in readme for name in VALUES if name)
+
+
+def test_a_secret_that_is_named_is_not_drawn() -> None:
+    objects = render("gateway.key.existingSecret=mine", "gateway.key.secretKey=token")
+    assert not of_kind(objects, "Secret")
+    assert pod(objects, "gateway").environment("gateway")["SHORTSTACK_BOOTSTRAP_KEY"] == "secret/token"
+    assert pod(objects, "cli").environment("cli")["SHORTSTACK_API_KEY"] == "secret/token"
+
+
+def test_where_pods_run_is_said_once_or_for_each() -> None:
+    objects = render(
+        "scheduling.nodeSelector.pool=general",
+        "training.job.nodeSelector.pool=gpu",
+        "training.job.tolerations[0].key=nvidia.com/gpu",
+        "training.job.tolerations[0].operator=Exists",
+    )
+    assert pod(objects, "gateway").spec["nodeSelector"] == {"pool": "general"}
+    assert pod(objects, "trainer").spec["nodeSelector"] == {"pool": "gpu"}
+    assert pod(objects, "trainer").spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+
+
+def test_names_of_images_are_put_together_and_can_be_given_whole() -> None:
+    objects = render("image.registry=r.example.com", "image.prefix=team/x", "image.tag=v2", "cli.image=other:1")
+    assert pod(objects, "gateway").containers[0]["image"] == "r.example.com/team/x/gateway:v2"
+    assert pod(objects, "cli").containers[0]["image"] == "other:1"
+    assert pod(render("image.prefix="), "gateway").containers[0]["image"] == "gateway:0.1.0"
