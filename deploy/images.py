@@ -24,7 +24,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -217,26 +217,31 @@ def choose_engine(named: str | None = None) -> Engine:
     )
 
 
-def build_images(plan: Plan, engine: Engine) -> dict[str, bool]:
-    """Builds what ``plan`` names and what that stands on; says of each whether it was built, or left as it was.
+def build_images(plan: Plan, engine: Engine) -> list[str]:
+    """Builds what ``plan`` names and what that stands on; returns what was built, in order.
 
     Raises:
         SetupError: one of them could not be built.
     """
-    outcome: dict[str, bool] = {}
     digests: dict[str, str] = {}
     for name in plan.ordered():
         digests[name] = inputs_digest(plan, name, digests)
-        same = plan.only_changed and engine.label(plan.image(name), INPUTS_LABEL) == digests[name]
-        outcome[name] = not same
-        if same:
-            say(f"{plan.image(name)}: unchanged")
-            continue
+    wanted = [name for name in plan.names if not (plan.only_changed and is_current(plan, name, digests, engine))]
+    for name in [name for name in plan.names if name not in wanted]:
+        say(f"{plan.image(name)}: unchanged")
+    building = replace(plan, names=wanted).ordered()
+    for name in building:
         say(f"{plan.image(name)}: building")
         began = time.monotonic()
-        engine.build(plan, name, labels_of(digests[name]))
+        # Not for what others stand on: a label there would make all of those anew, packages included.
+        engine.build(plan, name, {} if name in PARENTS.values() else labels_of(digests[name]))
         say(f"{plan.image(name)}: built in {time.monotonic() - began:.0f} s")
-    return outcome
+    return building
+
+
+def is_current(plan: Plan, name: str, digests: Mapping[str, str], engine: Engine) -> bool:
+    """Whether an image is there as its files and arguments make it."""
+    return engine.label(plan.image(name), INPUTS_LABEL) == digests[name]
 
 
 def inputs_digest(plan: Plan, name: str, digests: Mapping[str, str]) -> str:

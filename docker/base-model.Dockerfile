@@ -8,7 +8,6 @@ FROM ${BUILD_IMAGE} AS build
 FROM ${TORCH_IMAGE} AS converted
 USER 0:0
 COPY --from=build /requirements/base-model.txt /opt/shortstack/requirements/
-ARG UV_DEFAULT_INDEX
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \
     python /build/install.py base-model

@@ -17,7 +17,6 @@ RUN groupadd --gid 10001 shortstack \
     && chown 10001:10001 /var/lib/shortstack \
     && python3 -m venv --without-pip /opt/shortstack
 COPY --from=build /requirements/base.txt /opt/shortstack/requirements/
-ARG UV_DEFAULT_INDEX
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \
     python /build/install.py base --standard-library

@@ -8,7 +8,6 @@ FROM ${BUILD_IMAGE} AS build
 FROM ${BASE_IMAGE} AS jars
 USER 0:0
 COPY --from=build /requirements/jars.txt /opt/shortstack/requirements/
-ARG UV_DEFAULT_INDEX
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \
     python /build/install.py jars
@@ -23,7 +22,6 @@ USER 10001:10001
 FROM ${BASE_IMAGE}
 USER 0:0
 COPY --from=build /requirements/broker.txt /opt/shortstack/requirements/
-ARG UV_DEFAULT_INDEX
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \
     python /build/install.py broker

@@ -7,7 +7,6 @@ FROM ${BUILD_IMAGE} AS build
 FROM ${BASE_IMAGE}
 USER 0:0
 COPY --from=build /requirements/gateway.txt /opt/shortstack/requirements/
-ARG UV_DEFAULT_INDEX
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \
     python /build/install.py gateway

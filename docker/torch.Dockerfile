@@ -8,7 +8,6 @@ FROM ${BUILD_IMAGE} AS build
 FROM ${BASE_IMAGE}
 USER 0:0
 COPY --from=build /requirements/torch.txt /opt/shortstack/requirements/
-ARG UV_DEFAULT_INDEX
 ARG TORCH_BACKEND
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \

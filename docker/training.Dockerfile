@@ -7,7 +7,6 @@ FROM ${BUILD_IMAGE} AS build
 FROM ${TORCH_IMAGE}
 USER 0:0
 COPY --from=build /requirements/training.txt /opt/shortstack/requirements/
-ARG UV_DEFAULT_INDEX
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \
     python /build/install.py training

@@ -56,7 +56,8 @@ def install(listed: Path) -> None:
     """Installs exactly what ``listed`` names; it names everything that its packages need."""
     if not any(line.strip() and not line.startswith("#") for line in listed.read_text(encoding="utf-8").splitlines()):
         return
-    command = [str(UV), "pip", "install", "--python", sys.executable, "--no-deps", "--requirements", str(listed)]
+    command = [str(UV), "pip", "install", "--config-file", str(UV.with_name("uv.toml")), "--python", sys.executable]
+    command += ["--no-deps", "--requirements", str(listed)]
     chosen = {"UV_SYSTEM_CERTS": "1", "UV_LINK_MODE": "copy", "UV_NO_PROGRESS": "1", "UV_CACHE_DIR": "/root/.cache/uv"}
     chosen["HOME"] = "/root"
     chosen["DS_BUILD_OPS"] = "0"  # DeepSpeed's own kernels would be compiled; training here calls none of them.

@@ -10,6 +10,7 @@ TORCH_BACKEND chooses torch's build, as uv knows them.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         if name == "torch":
             lines = [line for line in torch_of_build(os.environ.get("TORCH_BACKEND", ""), lines) if line not in held]
         write(folder / f"{name}.txt", lines)
+    Path(__file__).with_name("uv.toml").write_text(settings(), encoding="utf-8")
     return 0
 
 
@@ -89,6 +91,12 @@ def closure(source: Source, extras: Mapping[str, Sequence[str]], backend: str = 
         raise SystemExit(f"uv could not resolve {', '.join([*known, *source.packages]) or 'the package'}; see above.")
     found = [line.strip() for line in done.stdout.splitlines() if "==" in line]
     return sorted({*found, *(pinned(name) for name in source.alone)})
+
+
+def settings() -> str:
+    """uv's settings for other images' steps: the index, which none of them may remember; it may hold a password."""
+    index = os.environ.get("UV_DEFAULT_INDEX")
+    return f"[[index]]\nurl = {json.dumps(index)}\ndefault = true\n" if index else ""
 
 
 def torch_of_build(backend: str, default: Sequence[str]) -> Sequence[str]:

@@ -16,7 +16,6 @@ COPY --from=build /requirements/torch.txt /all/
 RUN mkdir -p /opt/shortstack/requirements \
     && grep -vE '^(cuda-|nvidia-|triton==)' /all/torch.txt > /opt/shortstack/requirements/torch.txt \
     && grep -E '^nvidia-cuda-runtime==' /all/torch.txt >> /opt/shortstack/requirements/torch.txt
-ARG UV_DEFAULT_INDEX
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \
     python /build/install.py torch
@@ -28,7 +27,6 @@ USER 10001:10001
 FROM ${BASE_IMAGE}
 USER 0:0
 COPY --from=stand-ins /opt/shortstack/requirements/torch.txt /opt/shortstack/requirements/
-ARG UV_DEFAULT_INDEX
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=bind,from=stand-ins,source=/stand-ins,target=/stand-ins \
     --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \

@@ -25,7 +25,7 @@ class Replacement:
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with a Java that notes how it is called and formats in name only, no jars to look for, and its ports free."""
+    """A Java that notes how it is called and formats in name only, no jars to look for, and free ports."""
     called = tmp_path / "calls"
     java = tmp_path / "java"
     data = tmp_path / "kafka" / "data"
