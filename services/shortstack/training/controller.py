@@ -382,6 +382,6 @@ def _state(record: tr.TrainingRecord) -> int:
     return record.job.state if record.WhichOneof("record") == "job" else record.run.state
 
 
-def _vital(record: tr.TrainingRecord) -> tuple[int, int, str]:
+def _vital(record: tr.TrainingRecord) -> tuple[int, int, str, bool]:
     """What others act on; the rest is progress."""
-    return _state(record), record.run.attempt, record.job.model
+    return _state(record), record.run.attempt, record.job.model, bool(record.run.message)
