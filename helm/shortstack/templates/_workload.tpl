@@ -175,6 +175,10 @@ metadata:
 spec:
   selector:
     {{- include "shortstack.selector" . | nindent 4 }}
+  {{- if has $name (list "assembly" "training" "serving") }}
+  # There is never another pod to ask: one that is not ready says itself what it waits for.
+  publishNotReadyAddresses: true
+  {{- end }}
   ports:
     - name: grpc
       port: 50051

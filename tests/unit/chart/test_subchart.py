@@ -1,0 +1,52 @@
+"""The chart as a part of somebody else's."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.unit.chart.rendering import CHART, Refused, helm, of_kind, pod, render
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    """A chart that depends on ours by its path, as `helm dependency update` brings it."""
+    chart = tmp_path / "platform"
+    (chart / "templates").mkdir(parents=True)
+    ours = tmp_path / "shortstack"
+    shutil.copytree(CHART, ours)
+    dependency = {"name": "shortstack", "version": "0.x", "repository": "file://../shortstack"}
+    about = {"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [dependency]}
+    (chart / "Chart.yaml").write_text(yaml.safe_dump(about))
+    values = {
+        "global": {"imageRegistry": "r.example.com", "imagePullSecrets": ["pull"], "team": "a"},
+        "shortstack": {"gateway": {"service": {"port": 8000}}},
+    }
+    (chart / "values.yaml").write_text(yaml.safe_dump(values))
+    # Away from the caches and repositories of whoever runs this.
+    environment = {f"HELM_{name}_HOME": str(tmp_path / name) for name in ("CACHE", "CONFIG", "DATA")}
+    subprocess.run([helm(), "dependency", "update", str(chart)], check=True, capture_output=True, env=environment)
+    return chart
+
+
+def test_it_renders_whole_below_its_parents_values(parent: Path) -> None:
+    objects = render(chart=parent)
+    alone = render()
+    assert {(o["kind"], o["metadata"]["name"]) for o in objects if o["kind"] != "Job"} == {
+        (o["kind"], o["metadata"]["name"]) for o in alone if o["kind"] != "Job"
+    }
+    gateway = pod(objects, "gateway")
+    assert gateway.containers[0]["image"] == "r.example.com/shortstack/gateway:0.1.0"
+    assert gateway.spec["imagePullSecrets"] == [{"name": "pull"}]
+    assert of_kind(objects, "Service")["demo-shortstack-gateway"]["spec"]["ports"][0]["port"] == 8000
+    # Files of the chart are its own, not its parent's.
+    assert pod(objects, "topics").annotations == pod(alone, "topics").annotations
+    assert all(of_kind(objects, "ConfigMap")["demo-shortstack-tests"]["data"].values())
+
+
+def test_a_wrong_value_is_refused_there_too(parent: Path) -> None:
+    with pytest.raises(Refused, match="kafak"):
+        render("shortstack.kafak.kind=external", chart=parent)
