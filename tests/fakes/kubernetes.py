@@ -28,6 +28,7 @@ _PLURALS: Final = {
     "pods": ("v1", "Pod"),
     "services": ("v1", "Service"),
     "configmaps": ("v1", "ConfigMap"),
+    "events": ("v1", "Event"),
     "jobs": ("batch/v1", "Job"),
     "deployments": ("apps/v1", "Deployment"),
 }
@@ -82,6 +83,12 @@ class FakeKubernetes:
     def add(self, plural: str, name: str, **more: Any) -> Object:
         """Makes an object as somebody else would."""
         return self._create(plural, {"metadata": {"name": name, **more.pop("metadata", {})}, **more})
+
+    def warn(self, name: str, reason: str, message: str) -> None:
+        """A controller or the kubelet says what it cannot do."""
+        number = next(self._numbers)
+        more = {"involvedObject": {"name": name}, "type": "Warning", "reason": reason, "message": message}
+        self.add("events", f"{name}.{number}", lastTimestamp=f"2026-01-01T00:00:{number % 60:02}Z", **more)
 
     def patch(self, plural: str, name: str, patch: Mapping[str, Any]) -> None:
         """Somebody changes an object; None removes what it names."""
@@ -189,8 +196,9 @@ class FakeKubernetes:
         if name:
             found = self._objects.get((plural, name))
             return _failure(404, f'{plural} "{name}" not found') if found is None else httpx2.Response(200, json=found)
-        wanted = request.url.params.get("labelSelector", "")
-        items = [o for (kind, _), o in self._objects.items() if kind == plural and _matches(o, wanted)]
+        wanted, fields = (request.url.params.get(f"{what}Selector", "") for what in ("label", "field"))
+        found = [o for (kind, _), o in self._objects.items() if kind == plural]
+        items = [o for o in found if _matches(o["metadata"].get("labels") or {}, wanted) and _matches(_flat(o), fields)]
         return httpx2.Response(200, json={"kind": "List", "metadata": {"resourceVersion": "1"}, "items": items})
 
     def _remove(self, plural: str, name: str, request: httpx2.Request) -> httpx2.Response:
@@ -270,13 +278,18 @@ def _owner(pod: Object) -> str:
     return str(pod["metadata"]["ownerReferences"][0]["name"]) if pod["metadata"].get("ownerReferences") else ""
 
 
-def _matches(found: Object, selector: str) -> bool:
-    labels = found["metadata"].get("labels") or {}
+def _matches(given: Mapping[str, Any], selector: str) -> bool:
     for term in filter(None, selector.split(",")):
         name, equals, value = term.replace("==", "=").partition("=")
-        if name not in labels or (equals and labels[name] != value):
+        if name not in given or (equals and given[name] != value):
             return False
     return True
+
+
+def _flat(found: Object) -> dict[str, Any]:
+    """Fields of an object by dotted name, two levels deep."""
+    inner = {f"{name}.{key}": v for name, part in found.items() if isinstance(part, dict) for key, v in part.items()}
+    return {**found, **inner}
 
 
 def _failure(code: int, message: str) -> httpx2.Response:

@@ -53,6 +53,10 @@ class _Service(GenericNamespacedResource):
     _api_info = create_api_info("", "v1", "Service", "services")
 
 
+class _Event(GenericNamespacedResource):
+    _api_info = create_api_info("", "v1", "Event", "events")
+
+
 class _Job(GenericNamespacedResource):
     _api_info = create_api_info("batch", "v1", "Job", "jobs")
 
@@ -133,6 +137,17 @@ class Cluster:
         with _asking(f"list {kind.__name__[1:]}s"):
             return [dict(found) for found in self._client.list(kind, labels=dict(labels))]
 
+    def newest_warning(self, name: str) -> str:
+        """``REASON: words`` of the newest warning about an object; "" where there is none, or none may be read."""
+        about = {"involvedObject.name": name, "type": "Warning"}
+        try:
+            with _asking(f"list Events of {name}"):
+                found = list(self._client.list(_Event, fields=about))
+        except Forbidden:
+            return ""
+        newest = max(found, key=_event_time, default=None)
+        return f"{newest.get('reason')}: {newest.get('message')}" if newest is not None else ""
+
     def delete(self, kind: Kind, name: str, *, foreground: bool = False) -> None:
         """Deletes an object, and in the background what it owns; nothing happens where it is gone.
 
@@ -165,6 +180,11 @@ class Cluster:
     def close(self) -> None:
         """Lets go of connections."""
         self._client.close()
+
+
+def _event_time(event: Mapping[str, Any]) -> str:
+    """When it was last seen, in RFC 3339, whose text sorts as the times do."""
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp", ""))
 
 
 def read_template(path: Path, *kinds: str) -> tuple[ClusterObject, ...]:

@@ -31,6 +31,8 @@ _AGENT: Final = "agent"
 _LOOK_S: Final = 1.0
 _AGAIN_S: Final = 10.0
 _NO_POD_S: Final = 15.0
+_SLOW_S: Final = 30.0
+"""A pod whose images are there takes seconds; one that pulls them has no warnings to tell."""
 _MEMORY: Final = "Raise the memory limit of the trainer in the values, or lower micro_batch_size or sequence_len."
 
 _Key = tuple[str, int]
@@ -79,7 +81,7 @@ class KubernetesLauncher:
         self._looked_at: float | None = None
         self._told: dict[_Key, tuple[float, AttemptStatus]] = {}
         self._refused: dict[_Key, tuple[float, str]] = {}
-        self._without_pod: dict[_Key, float] = {}
+        self._pending_since: dict[str, float] = {}
         self._ordered: set[_Key] = set()
         self._cancelled: set[_Key] = set()
 
@@ -162,13 +164,13 @@ class KubernetesLauncher:
                 return AttemptStatus(AttemptPhase.RUNNING, waiting=self._no_pod(key))
             how = how_it_ended(seen.pods[-1]) if seen.pods else "its pod was deleted, or never made"
             return AttemptStatus(AttemptPhase.LOST, message=f"Job {name}: {how}")
-        self._without_pod.pop(key, None)
+        self._pending_since.pop(job_name(*key), None)
         pod = seen.alive[-1]
         if container_ended(pod, _AGENT) is not None and "deletionTimestamp" not in pod["metadata"]:
             # Nobody stores what the trainer still does.
             self._cluster.delete(JOB, name)
             return AttemptStatus(AttemptPhase.LOST, message=f"Job {name}: {how_it_ended(pod)}")
-        return AttemptStatus(AttemptPhase.RUNNING, waiting=why_waiting(pod) or self._overdue(seen))
+        return AttemptStatus(AttemptPhase.RUNNING, waiting=why_waiting(pod) or self._overdue(seen) or self._slow(pod))
 
     def _explained(self, key: _Key, word: AttemptStatus, seen: _Seen) -> AttemptStatus:
         """A trainer that died without a word: the kubelet may know of what, once it has looked."""
@@ -189,11 +191,27 @@ class KubernetesLauncher:
         return next(filter(None, (overdue(pod, self._clock.now()) for pod in seen.alive)), "")
 
     def _no_pod(self, key: _Key) -> str:
-        since = self._without_pod.setdefault(key, self._clock.monotonic())
-        if self._clock.monotonic() - since < _NO_POD_S:
-            return ""
+        """A quota or an admission rule refuses the pod: only an event of the Job says so."""
         name = job_name(*key)
-        return f"Job {name} has no pod: a quota or an admission rule may refuse it. See: kubectl describe job {name}"
+        if not self._is_late(name, _NO_POD_S):
+            return ""
+        words = self._cluster.newest_warning(name) or "a quota or an admission rule may refuse it"
+        return f"Job {name} has no pod: {words.rstrip('.')}. See: kubectl describe job {name}"
+
+    def _slow(self, pod: ClusterObject) -> str:
+        """A volume that cannot be mounted, for example: the pod's status says nothing, only its events do."""
+        name = pod["metadata"]["name"]
+        if (pod.get("status") or {}).get("phase") != "Pending":
+            self._pending_since.pop(name, None)
+            return ""
+        if not self._is_late(name, _SLOW_S):
+            return ""
+        words = self._cluster.newest_warning(name)
+        return f"pod {name} does not start: {words.rstrip('.')}. See: kubectl describe pod {name}" if words else ""
+
+    def _is_late(self, name: str, limit_s: float) -> bool:
+        now = self._clock.monotonic()
+        return now - self._pending_since.setdefault(name, now) >= limit_s
 
     def _make_job(self, key: _Key) -> None:
         """Makes the Job; one that is there already is the attempt's own, and adopted.

@@ -145,6 +145,18 @@ def test_a_job_without_a_pod_is_told_after_a_while(stage: Stage, launcher: Kuber
     assert stage.look(launcher) == AttemptStatus(AttemptPhase.RUNNING)
     stage.clock.advance(20)
     assert f"kubectl describe job {JOB}" in stage.look(launcher).waiting
+    stage.kubernetes.warn(JOB, "FailedCreate", 'pods "train" is forbidden: exceeded quota: gpus')
+    assert "FailedCreate: pods" in stage.look(launcher).waiting
+
+
+def test_a_volume_that_cannot_be_mounted_is_told_by_its_event(stage: Stage, launcher: KubernetesLauncher) -> None:
+    stage.kubernetes.warn(stage.pod, "FailedMount", "an older one")
+    stage.kubernetes.warn(stage.pod, "FailedMount", 'configmap "ca" not found')
+    assert stage.look(launcher).waiting == ""
+    stage.clock.advance(60)
+    assert 'does not start: FailedMount: configmap "ca" not found' in stage.look(launcher).waiting
+    stage.kubernetes.run(stage.pod)
+    assert stage.look(launcher).waiting == ""
 
 
 @pytest.mark.parametrize("code", [403, 422])
