@@ -14,6 +14,7 @@ from typing import Any, Final
 import httpx2
 import yaml
 from lightkube import Client, KubeConfig
+from lightkube.core.client import FieldSelector
 from lightkube.core.exceptions import ConfigError
 from lightkube.generic_resource import GenericNamespacedResource, create_api_info
 from lightkube.types import CascadeType
@@ -139,7 +140,7 @@ class Cluster:
 
     def newest_warning(self, name: str) -> str:
         """``REASON: words`` of the newest warning about an object; "" where there is none, or none may be read."""
-        about = {"involvedObject.name": name, "type": "Warning"}
+        about: FieldSelector = {"involvedObject.name": name, "type": "Warning"}
         try:
             with _asking(f"list Events of {name}"):
                 found = list(self._client.list(_Event, fields=about))
