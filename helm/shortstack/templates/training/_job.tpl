@@ -43,6 +43,8 @@ spec:
           image: {{ $image | quote }}
           imagePullPolicy: {{ .Values.image.pullPolicy }}
           command: [python, -m, shortstack.training.pod, prepare]
+          # Its last lines are the pod's word on why it ended, which the controller passes on.
+          terminationMessagePolicy: FallbackToLogsOnError
           env:
             {{- include "shortstack.training.pod.env" . | nindent 12 }}
             {{- include "shortstack.storage.env" . | nindent 12 }}
@@ -59,6 +61,7 @@ spec:
           image: {{ $image | quote }}
           imagePullPolicy: {{ .Values.image.pullPolicy }}
           command: [python, -m, shortstack.training.pod, train]
+          terminationMessagePolicy: FallbackToLogsOnError
           {{- $env := include "shortstack.training.pod.env" . }}
           env:
             {{- $env | nindent 12 }}
@@ -75,6 +78,7 @@ spec:
           image: {{ $image | quote }}
           imagePullPolicy: {{ .Values.image.pullPolicy }}
           command: [python, -m, shortstack.training.pod, agent]
+          terminationMessagePolicy: FallbackToLogsOnError
           env:
             {{- include "shortstack.training.pod.env" . | nindent 12 }}
             {{- include "shortstack.kafka.env" . | nindent 12 }}
