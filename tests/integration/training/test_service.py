@@ -87,7 +87,7 @@ def test_a_service_that_was_killed_adopts_the_attempt_and_then_ends_everything(
         ready(job, {"micro_batch_size": 4, "lora_r": 4, "max_steps": 800, "save_steps": 400, "seed": os.getpid()})
         service = start()
         run = until(lambda: (found := run_of(job)) and found.step > 1 and found, "the first steps")
-        agent = bench.agent(1)
+        (agent,) = processes_of(bench.runs / run.run / "attempt-1.order.json")
         service.kill()
         service.wait()
         service = start()
