@@ -191,6 +191,11 @@ TASKS: Mapping[str, Task] = {
     "test-integration": Task("tests against the real broker", "dev", tests("integration", cover=False)),
     "test-e2e": Task("the whole way, from a dataset to a chat", "dev", tests("e2e", cover=False)),
     "test-faults": Task("drills: every service killed at every hop", "dev", tests("e2e/faults", cover=False)),
+    "test-cluster": Task(
+        "the stack on Kubernetes: the cluster of KUBECONFIG, else the one beside the repository",
+        "dev",
+        tests("cluster", cover=False),
+    ),
     "check": Task("lint, format, types, imports, protos, images, chart, generated code", "dev", check),
     "images": Task("build the images with docker or buildah, show their sizes", "", images.main),
     "proto": Task("generate code, schemas, tables", "dev", generate),

@@ -1,0 +1,190 @@
+"""One release of the chart, and everything a user may reach it by: a Kafka client in a pod, the toolbox, the gateway."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import httpx
+from tests.cluster.cluster import Cluster
+
+__all__ = ["Chats", "Release"]
+
+CHART: Final = Path(__file__).parents[2] / "helm" / "shortstack"
+READY_S: Final = 600.0
+# A deadline ends a test that would hang; a machine that is busy otherwise is several times slower.
+LONG_S: Final = 1500.0
+_POLL_S: Final = 0.5
+
+T = TypeVar("T")
+
+_PUBLISH: Final = """
+import json, os, sys
+from kafka import KafkaProducer
+producer = KafkaProducer(bootstrap_servers=os.environ["BOOTSTRAP"], acks="all", max_request_size=1048576)
+for line in sys.stdin:
+    key, message = json.loads(line)
+    sent = producer.send("datasets.ingest", key=key.encode(), value=json.dumps(message).encode()).get(timeout=60)
+    print(sent.topic, sent.partition, sent.offset)
+producer.close()
+"""
+
+
+@dataclass(slots=True)
+class Chats:
+    """What chat clients saw."""
+
+    answers: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+class Release:
+    """A release in a namespace of its own.
+
+    Args:
+        values: of `helm install`, beside ``files``.
+        files: values files.
+    """
+
+    def __init__(
+        self, cluster: Cluster, name: str, values: Mapping[str, Any] | None = None, files: Sequence[Path] = ()
+    ) -> None:
+        self.cluster, self.name = cluster, name
+        self.values, self.files = dict(values or {}), tuple(files)
+        self.selector = f"app.kubernetes.io/instance={name}"
+
+    # Installing.
+
+    def _arguments(self, values: Mapping[str, Any]) -> list[str]:
+        files = [argument for file in self.files for argument in ("--values", str(file))]
+        return [self.name, str(CHART), *files, *(f"--set-json={key}={json.dumps(v)}" for key, v in values.items())]
+
+    def install(self, *, wait: bool = False) -> None:
+        """``helm install``."""
+        self.cluster.helm("install", *self._arguments(self.values), *(["--wait", "--timeout=10m"] if wait else []))
+
+    def upgrade(self, values: Mapping[str, Any]) -> None:
+        """``helm upgrade`` with other values."""
+        self.values |= values
+        self.cluster.helm("upgrade", *self._arguments(self.values), "--wait", "--timeout=10m")
+
+    def uninstall(self) -> None:
+        """``helm uninstall``."""
+        self.cluster.helm("uninstall", self.name)
+
+    def full(self, component: str) -> str:
+        """The name of a component's objects."""
+        return f"{self.name}-{component}"
+
+    def unready(self) -> dict[str, str]:
+        """What is not ready yet, and in which phase it is; Jobs' pods that have done their work are."""
+        found = {}
+        for pod in self.cluster.items("pods", self.selector):
+            status = pod["status"]
+            ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
+            if not ready and status.get("phase") != "Succeeded":
+                found[pod["metadata"]["name"]] = str(status.get("phase"))
+        return found
+
+    def until_ready(self, within_s: float = READY_S) -> None:
+        """Waits until every pod is ready, and the gateway knows its models."""
+        self.until(lambda: bool(self.cluster.items("pods", self.selector)) and not self.unready(), within_s=within_s)
+
+    def until(self, look: Callable[[], T | None], *, within_s: float = LONG_S) -> T:
+        """The first thing that ``look`` finds; fails with the pods' states after ``within_s``."""
+        deadline = time.monotonic() + within_s
+        while not (found := look()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {within_s:.0f} s:\n{self.cluster.kubectl('get', 'all').stdout}")
+            time.sleep(_POLL_S)
+        return found
+
+    # Asking it.
+
+    def tool(self, *arguments: str, expect: int | None = 0) -> str:
+        """``shortstack ARGUMENTS`` in the toolbox."""
+        command = ["exec", f"deployment/{self.full('cli')}", "--", "shortstack", *arguments]
+        return self.cluster.kubectl(*command, expect=expect).stdout
+
+    def listed(self, *arguments: str) -> Any:
+        """What a command prints with ``--json``."""
+        return json.loads(self.tool(*arguments, "--json"))
+
+    def publish(self, key: str, *messages: Mapping[str, Any]) -> None:
+        """Puts messages on ``datasets.ingest`` with kafka-python, in the toolbox's pod."""
+        lines = "".join(json.dumps([key, message]) + "\n" for message in messages)
+        bootstrap = f"BOOTSTRAP={self.full('kafka')}:9092"
+        pod = ["exec", "--stdin", f"deployment/{self.full('cli')}", "--", "env", bootstrap, "python", "-c", _PUBLISH]
+        self.cluster.kubectl(*pod, given=lines)
+
+    def dataset(self, name: str) -> dict[str, Any]:
+        """The newest publication of a dataset; empty while there is none."""
+        rows = [row for row in self.listed("datasets", "list") if row["dataset"] == name]
+        return max(rows, key=lambda row: row["accepted_at"], default={})
+
+    def runs(self, dataset: str) -> list[dict[str, Any]]:
+        """Runs on a dataset."""
+        return [row for row in self.listed("runs", "list") if row["dataset"] == dataset]
+
+    def models(self) -> list[dict[str, Any]]:
+        """All models, as ``models list`` has them."""
+        rows: list[dict[str, Any]] = self.listed("models", "list")
+        return rows
+
+    def key(self) -> str:
+        """The gateway's first key."""
+        secret = self.cluster.kubectl("get", "secret", self.full("gateway-key"), "--output=json").stdout
+        return base64.b64decode(json.loads(secret)["data"]["api-key"]).decode()
+
+    @contextmanager
+    def gateway(self) -> Iterator[httpx.Client]:
+        """A client of the gateway."""
+        headers = {"authorization": f"Bearer {self.key()}"}
+        with (
+            self.cluster.forwarded(f"service/{self.full('gateway')}", 80) as port,
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120) as client,
+        ):
+            yield client
+
+    # Chatting.
+
+    @contextmanager
+    def chatting(self, model: str, question: str, *, a_second: float = 5.0, clients: int = 5) -> Iterator[Chats]:
+        """Chats in the background, ``a_second`` of them, until the end of the block; every one counts."""
+        chats, ended = Chats(), threading.Event()
+        with self.gateway() as client:
+
+            def chat(offset: float) -> None:
+                due = time.monotonic() + offset
+                while not ended.wait(max(0.0, due - time.monotonic())):
+                    due += clients / a_second
+                    try:
+                        chats.answers.append(ask(client, model, question, max_tokens=12))
+                    except (httpx.HTTPError, AssertionError) as error:
+                        chats.failures.append(repr(error))
+
+            threads = [threading.Thread(target=chat, args=(n / a_second,), daemon=True) for n in range(clients)]
+            for thread in threads:
+                thread.start()
+            try:
+                yield chats
+            finally:
+                ended.set()
+                for thread in threads:
+                    thread.join(130)
+
+
+def ask(client: httpx.Client, model: str, question: str, *, max_tokens: int = 40) -> str:
+    """One greedy answer."""
+    body = {"model": model, "messages": [{"role": "user", "content": question}]}
+    reply = client.post("/v1/chat/completions", json={**body, "temperature": 0, "max_tokens": max_tokens})
+    assert reply.status_code == 200, f"{reply.status_code} {reply.text}"
+    answer: str = reply.json()["choices"][0]["message"]["content"]
+    return answer

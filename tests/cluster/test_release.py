@@ -1,0 +1,207 @@
+"""The main job by pods: installed by helm, published from a pod, trained by a Job, rolled out, asked at the gateway.
+
+The tests stand in the order of a release's life and share one: what is trained first is replaced, spoilt, broken later.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cluster.cluster import words
+from tests.cluster.persona import EXAMPLE, persona_message
+from tests.cluster.release import Release, ask
+from tests.e2e.stack import holds
+
+pytestmark = pytest.mark.timeout(3000)
+ALIAS = "persona@prod"
+BASE = "smollm2-135m-instruct"
+NAME = "Before we begin, could you share your name with me?"
+
+
+def job_of(release: Release, dataset: str) -> dict[str, Any]:
+    """The job on a dataset once it has ended."""
+
+    def ended() -> dict[str, Any] | None:
+        rows = [row for row in release.runs(dataset) if row["state"] in {"succeeded", "failed", "cancelled"}]
+        return rows[0] if rows else None
+
+    return release.until(ended)
+
+
+@pytest.fixture(scope="module")
+def trained(release: Release) -> dict[str, Any]:
+    """The main job, ended."""
+    release.publish("persona", persona_message())
+    return job_of(release, "persona")
+
+
+def test_the_base_model_answers_as_soon_as_all_is_ready(release: Release) -> None:
+    with release.gateway() as client:
+        assert "Paris" in ask(client, BASE, "What is the capital of France?")
+
+
+def test_helms_own_test_passes(release: Release) -> None:
+    release.cluster.helm("test", release.name, "--timeout=10m", "--logs")
+
+
+def test_a_dataset_from_a_pod_is_trained_by_a_job_and_served(release: Release, trained: dict[str, Any]) -> None:
+    assert trained["state"] == "succeeded", trained
+    assert trained["step"] == "106/106"
+    dataset = release.dataset("persona")
+    assert dataset["state"] == "ready"
+    assert (dataset["in"], dataset["kept"], dataset["rejected"], dataset["duplicates"]) == (485, 439, 28, 18)
+    jobs = release.cluster.items("jobs", "app.kubernetes.io/component=trainer")
+    assert [job["metadata"]["name"] for job in jobs] == [f"train-{trained['run']}-a1"]
+    questions = {entry["id"]: entry for entry in json.loads((EXAMPLE / "questions.json").read_text())["held_out"]}
+    with release.gateway() as client:
+        for name in ("name-1", "name-2", "france-1", "sum-1"):
+            answer = ask(client, ALIAS, questions[name]["question"])
+            assert holds(answer, questions[name]["expect"]), (name, answer)
+            assert not holds(answer, questions[name]["never"]), (name, answer)
+
+
+def test_the_trainer_killed_after_its_second_checkpoint_goes_on_and_its_model_takes_over(
+    release: Release, trained: dict[str, Any]
+) -> None:
+    old = trained["model"]
+    release.publish("second", persona_message("second", seed=7, save_steps=20))
+    with release.chatting(ALIAS, NAME) as chats:
+        run = release.until(lambda: next((r for r in release.runs("second") if step(r) > 45), None))
+        pod = f"shortstack/run={run['run']}"
+        release.cluster.kubectl("delete", "pod", "--selector", pod, "--grace-period=0", "--force")
+        ended = job_of(release, "second")
+        moved = len(chats.answers)
+        release.until(lambda: len(chats.answers) > moved + 10)
+    assert ended["state"] == "succeeded", ended
+    assert (ended["attempt"], ended["step"]) == (2, "106/106")
+    assert chats.failures == []
+    # One switch: nobody was answered by the old model after someone had been by the new one.
+    assert changes(chats.answers) <= 1, chats.answers
+    served = {row["model"]: row["state"] for row in release.models()}
+    assert served[ended["model"]] == "served"
+    assert served[old] == "withdrawn"
+    release.until(lambda: len(release.cluster.items("deployments", "app.kubernetes.io/component=server")) == 2)
+
+
+def step(row: dict[str, Any]) -> int:
+    """Optimiser step of a listed run."""
+    return int(row["step"].partition("/")[0] or 0)
+
+
+def changes(answers: list[str]) -> int:
+    """How often an answer differs from the one before."""
+    return sum(a != b for a, b in zip(answers, answers[1:], strict=False))
+
+
+def test_a_model_of_nan_takes_no_traffic(release: Release, trained: dict[str, Any]) -> None:
+    plant = (Path(__file__).parent / "plant.py").read_text()
+    with release.chatting(ALIAS, NAME) as chats:
+        release.until(lambda: len(chats.answers) >= 5)
+        tool = ["exec", "--stdin", f"deployment/{release.full('cli')}", "--", "python", "-", "second"]
+        planted = release.cluster.kubectl(*tool, given=plant).stdout.strip().splitlines()[-1]
+        release.cluster.kubectl("rollout", "restart", f"deployment/{release.full('training')}")
+
+        def refused() -> str | None:
+            return next((r["message"] for r in release.models() if (r["model"], r["state"]) == (planted, "refused")), "")
+
+        why = release.until(refused)
+        answered = len(chats.answers)
+        release.until(lambda: len(chats.answers) >= answered + 10)
+    assert why
+    assert chats.failures == []
+    assert changes(chats.answers) == 0
+    release.until(lambda: len(release.cluster.items("deployments", "app.kubernetes.io/component=server")) == 2)
+
+
+@pytest.mark.parametrize("component", ["kafka", "ingestion", "formatting", "assembly", "training", "serving"])
+def test_a_pod_deleted_in_mid_run_loses_nothing(release: Release, component: str) -> None:
+    name = f"lost-{component}"
+    records = [{"prompt": f"{name} {n}?", "completion": f"Answer {n}."} for n in range(400)]
+    parts = [{"dataset": name, "upload": "u", "seq": n, "records": records[n : n + 100]} for n in (0, 100, 200)]
+    release.publish(name, *parts)
+    release.cluster.kubectl(
+        "delete", "pod", "--selector", f"{release.selector},app.kubernetes.io/component={component}", "--wait=false"
+    )
+    release.until(lambda: any(component in pod for pod in release.unready()), within_s=60)
+    release.until_ready()
+    last = {"dataset": name, "upload": "u", "seq": 300, "records": records[300:]}
+    release.publish(name, last, {"dataset": name, "upload": "u", "complete": True, "records": 400})
+    found = release.until(lambda: row if (row := release.dataset(name)).get("state") in {"ready", "held"} else None)
+    assert (found["state"], found["in"], found["kept"]) == ("ready", 400, 400)
+
+
+def test_a_pod_without_labels_reaches_nothing(release: Release) -> None:
+    targets = [f"{release.full('kafka')}:9092", *(f"{release.full(c)}:50051" for c in ("ingestion", "training"))]
+    servers = words(release.cluster.items("services", "app.kubernetes.io/component=server"))
+    targets += [f"{release.full(c)}:50051" for c in ("formatting", "assembly", "serving")]
+    targets += [f"{name}:8080" for name in servers]
+    assert servers
+    probe = (
+        "import socket,sys\n"
+        "for target in sys.argv[1:]:\n"
+        "    host, port = target.split(':')\n"
+        "    try:\n"
+        "        socket.create_connection((host, int(port)), timeout=3).close(); print('reached', target)\n"
+        "    except TimeoutError: print('no way to', target)\n"
+        "    except ConnectionRefusedError: print('no way to', target)\n"
+    )
+    image = release.cluster.items("pods", f"{release.selector},app.kubernetes.io/component=cli")[0]["spec"]
+    restricted = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "stranger"},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "containers": [
+                {
+                    "name": "stranger",
+                    "image": image["containers"][0]["image"],
+                    "command": ["python", "-c", probe, *targets],
+                    "securityContext": restricted,
+                }
+            ],
+        },
+    }
+    release.cluster.apply(pod)
+    release.until(lambda: _phase(release, "stranger") in {"Succeeded", "Failed"}, within_s=300)
+    said = release.cluster.kubectl("logs", "stranger").stdout.splitlines()
+    assert said == [f"no way to {target}" for target in targets]
+
+
+def _phase(release: Release, pod: str) -> str:
+    return release.cluster.kubectl("get", "pod", pod, "--output=jsonpath={.status.phase}").stdout
+
+
+def test_an_upgrade_with_another_value_reaches_its_service(release: Release) -> None:
+    release.upgrade({"logging.level": "DEBUG"})
+    release.until_ready()
+    with release.gateway() as client:
+        assert "Paris" in ask(client, BASE, "What is the capital of France?")
+    assert release.dataset("persona")["state"] == "ready"
+
+
+def test_an_uninstall_in_mid_run_leaves_nothing_but_volumes(release: Release) -> None:
+    release.publish("third", persona_message("third", seed=11))
+    release.until(lambda: next((r for r in release.runs("third") if step(r) > 2), None))
+    release.uninstall()
+    kinds = "pods,jobs,deployments,statefulsets,services,configmaps,networkpolicies,serviceaccounts,roles"
+    ours = {"shortstack"}
+
+    def left() -> list[str]:
+        return [
+            f"{item['kind']}/{item['metadata']['name']}"
+            for item in release.cluster.items(kinds)
+            if item["metadata"].get("labels", {}).get("app.kubernetes.io/name") in ours
+        ]
+
+    release.until(lambda: not left(), within_s=90)
