@@ -33,6 +33,10 @@
   valueFrom:
     secretKeyRef: {name: {{ $s3.existingSecret }}, key: {{ $s3.secretAccessKeyKey }}}
 {{- end }}
+{{- if $s3.caKey }}
+- name: AWS_CA_BUNDLE
+  value: /etc/s3-tls/ca.crt
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -41,6 +45,13 @@
 - name: blobs
   persistentVolumeClaim:
     claimName: {{ include "shortstack.storage.claim" . }}
+{{- else if .Values.storage.s3.caKey }}
+- name: s3-tls
+  secret:
+    secretName: {{ .Values.storage.s3.existingSecret }}
+    defaultMode: 0440
+    items:
+      - {key: {{ .Values.storage.s3.caKey }}, path: ca.crt}
 {{- end }}
 {{- end }}
 
@@ -48,5 +59,9 @@
 {{- if eq .Values.storage.kind "claim" }}
 - name: blobs
   mountPath: /blobs
+{{- else if .Values.storage.s3.caKey }}
+- name: s3-tls
+  mountPath: /etc/s3-tls
+  readOnly: true
 {{- end }}
 {{- end }}

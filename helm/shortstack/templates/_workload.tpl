@@ -86,6 +86,13 @@ spec:
             - name: grpc
               containerPort: 50051
             {{- end }}
+          {{- if and (eq .name "gateway") (not .one) }}
+          lifecycle:
+            preStop:
+              # It refuses connections at SIGTERM; until then routes to it are gone, and others answer.
+              exec:
+                command: [sleep, "5"]
+          {{- end }}
           {{- include "shortstack.probes" $root | nindent 10 }}
           securityContext:
             {{- include "shortstack.container.security" $root | nindent 12 }}

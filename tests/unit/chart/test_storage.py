@@ -150,3 +150,14 @@ def test_the_embedded_broker_is_told_where_it_stands() -> None:
         if each.component == "formatting"
     }
     assert clients == {f"{FULL}-kafka:9092"}
+
+
+def test_an_authority_of_ones_own_is_known_wherever_objects_are_read() -> None:
+    objects = render("storage.kind=s3", "storage.s3.bucket=b", "storage.s3.existingSecret=s", "storage.s3.caKey=ca.pem")
+    for each in pods(objects):
+        for container in each.containers:
+            told = each.environment(container["name"]) if container.get("env") else {}
+            mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            assert ("SHORTSTACK_STORAGE_URL" in told) == ("s3-tls" in mounted), f"{each.owner} {container['name']}"
+            if "s3-tls" in mounted:
+                assert told["AWS_CA_BUNDLE"] == f"{mounted['s3-tls']}/ca.crt"
