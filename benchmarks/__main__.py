@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path(__file__).parent
-NO_BENCHMARK: Final = {"__main__.py", "__init__.py", "stub_tgi.py"}
-"""What lies beside the benchmarks and is none."""
+NO_BENCHMARK: Final = {"__main__.py", "__init__.py", "stub_tgi.py", "on_cluster.py"}
+"""What lies beside the benchmarks of one machine and is none of them."""
 
 
 def main(names: Sequence[str]) -> int:

@@ -200,6 +200,7 @@ TASKS: Mapping[str, Task] = {
     "images": Task("build the images with docker or buildah, show their sizes", "", images.main),
     "proto": Task("generate code, schemas, tables", "dev", generate),
     "bench": Task("figures, one JSON object a line", "dev", passed_to("python", "-m", "benchmarks")),
+    "bench-cluster": Task("figures of the stack on Kubernetes", "dev", passed_to("python", "benchmarks/on_cluster.py")),
     "lock": Task("renew the lower half of constraints.txt from what is installed", "dev", lock),
     "setup": Task("only set up, for running and testing", "dev", lambda _: 0),
     "clean": Task("remove the environment and caches; ARGS=--all: data and models too", "", clean),

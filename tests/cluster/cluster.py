@@ -7,12 +7,13 @@ import os
 import re
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from tests.polling import until
 
 __all__ = ["Cluster", "lab", "named_cluster"]
 
@@ -106,16 +107,17 @@ class Cluster:
 
     @staticmethod
     def _await_port(process: subprocess.Popen[str], port: int) -> None:
-        deadline = time.monotonic() + _FORWARD_S
-        while True:
+        def open_() -> bool:
+            if process.poll() is not None:
+                said = process.stdout.read() if process.stdout else ""
+                raise AssertionError(f"port-forward ended: {said}")
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-                return
-            except OSError as error:
-                said = process.stdout.read() if process.poll() is not None and process.stdout else ""
-                assert process.poll() is None, f"port-forward ended: {said}"
-                assert time.monotonic() < deadline, f"port {port} is not forwarded: {error}"
-                time.sleep(0.1)
+            except OSError:
+                return False
+            return True
+
+        until(open_, f"port {port} to be forwarded", deadline_s=_FORWARD_S)
 
 
 def named_cluster() -> Cluster | None:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster.cluster import Cluster, lab, named_cluster
-from tests.cluster.images import LabImages, image_values
-from tests.cluster.release import Release
-
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = ROOT / "helm" / "values" / "small-cpu.yaml"
+from tests.cluster.cluster import Cluster, named_cluster
+from tests.cluster.images import any_cluster, image_values
+from tests.cluster.release import SMALL, Release
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
     """A cluster with the stack's images in it."""
-    named = named_cluster()
-    if named is not None:
-        return named
-    found = lab(ROOT.parent / "shared")
+    found = any_cluster()
     if found is None:
         pytest.skip("no cluster: KUBECONFIG names none, and there is no ../shared/lab that this user may start")
-    started = found.up()
-    LabImages(found.folder, started.environment).ensure()
-    return started
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["LabImages", "image_values"]
+from tests.cluster.cluster import Cluster, lab, named_cluster
+
+__all__ = ["LabImages", "any_cluster", "image_values"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 REGISTRY: Final = "localhost"
@@ -45,6 +47,19 @@ _AS_HERE: Final = ("/etc/ssl/certs", "/etc/pip.conf")
 def image_values(*, in_lab: bool) -> dict[str, Any]:
     """Chart values that name the images: those of the lab, else those that the chart names by default."""
     return {"image.registry": REGISTRY} if in_lab else {}
+
+
+def any_cluster() -> Cluster | None:
+    """The cluster that KUBECONFIG names, which has the images; else the lab, with images built and loaded; or none."""
+    named = named_cluster()
+    if named is not None:
+        return named
+    found = lab(ROOT.parent / "shared")
+    if found is None:
+        return None
+    started = found.up()
+    LabImages(found.folder, started.environment).ensure()
+    return started
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,7 @@ def main(dataset: str) -> None:
         job.ClearField("finished_at")
         for stamp in (job.created_at, job.opened_at, job.wished_at):
             stamp.GetCurrentTime()
-        writer.put_all(
-            {f"run/{run.run}": tr.TrainingRecord(run=run), f"job/{job.job}": tr.TrainingRecord(job=job)}
-        )
+        writer.put_all({f"run/{run.run}": tr.TrainingRecord(run=run), f"job/{job.job}": tr.TrainingRecord(job=job)})
         writer.close()
     sys.stdout.write(f"{job.model}\n")
 

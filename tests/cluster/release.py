@@ -1,4 +1,4 @@
-"""One release of the chart, and everything a user may reach it by: a Kafka client in a pod, the toolbox, the gateway."""
+"""One release of the chart, and what its users reach it by: a Kafka client in a pod, the toolbox, the gateway."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import Any, Final, TypeVar
 import httpx
 from tests.cluster.cluster import Cluster
 
-__all__ = ["Chats", "Release"]
+__all__ = ["SMALL", "Chats", "Release", "ask"]
 
 CHART: Final = Path(__file__).parents[2] / "helm" / "shortstack"
+SMALL: Final = CHART / "values" / "small-cpu.yaml"
 READY_S: Final = 600.0
 # A deadline ends a test that would hang; a machine that is busy otherwise is several times slower.
 LONG_S: Final = 1500.0

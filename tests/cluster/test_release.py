@@ -5,6 +5,7 @@ The tests stand in the order of a release's life and share one: what is trained 
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def step(row: dict[str, Any]) -> int:
 
 def changes(answers: list[str]) -> int:
     """How often an answer differs from the one before."""
-    return sum(a != b for a, b in zip(answers, answers[1:], strict=False))
+    return sum(a != b for a, b in itertools.pairwise(answers))
 
 
 def test_a_model_of_nan_takes_no_traffic(release: Release, trained: dict[str, Any]) -> None:
@@ -105,7 +106,9 @@ def test_a_model_of_nan_takes_no_traffic(release: Release, trained: dict[str, An
         release.cluster.kubectl("rollout", "restart", f"deployment/{release.full('training')}")
 
         def refused() -> str | None:
-            return next((r["message"] for r in release.models() if (r["model"], r["state"]) == (planted, "refused")), "")
+            return next(
+                (r["message"] for r in release.models() if (r["model"], r["state"]) == (planted, "refused")), ""
+            )
 
         why = release.until(refused)
         answered = len(chats.answers)
