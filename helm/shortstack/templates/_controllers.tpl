@@ -23,10 +23,11 @@ rules:
   {{- .rules | nindent 2 }}
   - apiGroups: [""]
     resources: [pods]
-    verbs: [get, list, watch]
-  - apiGroups: ["", events.k8s.io]
+    verbs: [get, list]
+  # What only events say of a pod that does not start.
+  - apiGroups: [""]
     resources: [events]
-    verbs: [get, list, watch]
+    verbs: [list]
   - apiGroups: [""]
     resources: [configmaps]
     resourceNames: [{{ $full }}-owner]

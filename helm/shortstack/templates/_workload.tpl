@@ -56,6 +56,7 @@ spec:
         - name: base-{{ $index }}
           image: {{ $image | quote }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+          terminationMessagePolicy: FallbackToLogsOnError
           command: [python, -m, shortstack.storage.weights, fetch-base, {{ $base.name | quote }}, "/bases/{{ $base.name }}", --no-weights, --wait-s, "600"]
           env:
             {{- include "shortstack.env.common" $root | nindent 12 }}
@@ -76,6 +77,7 @@ spec:
         - name: {{ .name }}
           image: {{ $image | quote }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+          terminationMessagePolicy: FallbackToLogsOnError
           env:
             {{- $env | nindent 12 }}
             {{- include "shortstack.env.own" (list (printf "%s.env" .name) $own.env $env) | nindent 12 }}

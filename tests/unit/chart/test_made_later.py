@@ -176,17 +176,25 @@ def test_how_servers_are_rolled_out_is_a_value() -> None:
 
 
 def test_rights_are_those_that_the_controllers_use() -> None:
-    roles = of_kind(render(), "Role")
-    owner = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [f"{FULL}-owner"], "verbs": ["get"]}
-    for component, kinds in {"training": {"jobs"}, "serving": {"deployments", "services"}}.items():
-        rules = roles[f"{FULL}-{component}"]["rules"]
-        assert owner in rules
-        changed = {r for rule in rules if {"create", "delete"} & set(rule["verbs"]) for r in rule["resources"]}
-        assert changed == kinds
-        assert not [rule for rule in rules if "*" in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]]
-        assert not [rule for rule in rules if {"secrets", "pods/exec", "roles"} & set(rule["resources"])]
-    for binding in of_kind(render(), "RoleBinding").values():
-        assert binding["subjects"][0]["name"] == binding["roleRef"]["name"] == binding["metadata"]["name"]
+    shared = {
+        ("", "pods"): {"get", "list"},
+        ("", "events"): {"list"},
+        ("", "configmaps"): {"get"},
+    }
+    making = {"create", "get", "list", "delete"}
+    own = {
+        "training": {("batch", "jobs"): making},
+        "serving": {("apps", "deployments"): making, ("", "services"): making},
+    }
+    objects = render()
+    for component, rights in own.items():
+        rules = of_kind(objects, "Role")[f"{FULL}-{component}"]["rules"]
+        given = {(g, r): set(rule["verbs"]) for rule in rules for g in rule["apiGroups"] for r in rule["resources"]}
+        assert given == shared | rights
+        (owner,) = [rule for rule in rules if rule["resources"] == ["configmaps"]]
+        assert owner["resourceNames"] == [f"{FULL}-owner"]
+        binding = of_kind(objects, "RoleBinding")[f"{FULL}-{component}"]
+        assert binding["subjects"][0]["name"] == binding["roleRef"]["name"] == f"{FULL}-{component}"
     assert not of_kind(render("rbac.create=false"), "Role")
 
 

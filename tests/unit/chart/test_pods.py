@@ -91,6 +91,12 @@ def test_every_container_asks_for_what_it_needs(objects: list[dict[str, Any]]) -
             assert "cpu" not in resources["limits"], "a limit of CPU slows down what the machine had time for"
 
 
+def test_why_a_container_ended_is_told_with_it(objects: list[dict[str, Any]]) -> None:
+    for each in pods(objects):
+        for container in each.containers:
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", each.owner
+
+
 def test_images_are_pulled_once(objects: list[dict[str, Any]]) -> None:
     for each in pods(objects):
         for container in each.containers:

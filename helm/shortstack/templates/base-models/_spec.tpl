@@ -19,6 +19,7 @@ template:
       - name: base-{{ $index }}
         image: {{ include "shortstack.image" (list $root "base-model" (default $own.image $base.image)) | quote }}
         imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+        terminationMessagePolicy: FallbackToLogsOnError
         command: [python, -m, shortstack.storage.weights, import-base, {{ $base.name | quote }}, {{ $folder | quote }}]
         env:
           {{- include "shortstack.env.common" $root | nindent 10 }}

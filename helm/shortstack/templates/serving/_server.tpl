@@ -47,6 +47,7 @@ spec:
         - name: weights
           image: {{ include "shortstack.image" (list . "serving" .Values.serving.image) | quote }}
           imagePullPolicy: {{ .Values.image.pullPolicy }}
+          terminationMessagePolicy: FallbackToLogsOnError
           command: [python, -m, shortstack.storage.weights, fetch]
           env:
             {{- include "shortstack.env.common" . | nindent 12 }}
@@ -65,6 +66,7 @@ spec:
         - name: server
           image: {{ $image | quote }}
           imagePullPolicy: {{ .Values.image.pullPolicy }}
+          terminationMessagePolicy: FallbackToLogsOnError
           env:
             {{- $env | nindent 12 }}
             {{- include "shortstack.env.own" (list "serving.server.env" $own.env $env) | nindent 12 }}

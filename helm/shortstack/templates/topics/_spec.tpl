@@ -18,6 +18,7 @@ template:
       - name: topics
         image: {{ include "shortstack.image" (list . "cli" $own.image) | quote }}
         imagePullPolicy: {{ .Values.image.pullPolicy }}
+        terminationMessagePolicy: FallbackToLogsOnError
         command: {{ concat (list "python" "-m" "shortstack.streams.apply") .Values.ingestion.owners | toJson }}
         env:
           {{- include "shortstack.env.common" . | nindent 10 }}
