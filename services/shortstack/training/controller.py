@@ -32,7 +32,7 @@ from shortstack.streams.shown import Shown
 from shortstack.streams.state import StateReader, StateWriter
 from shortstack.training.book import JOB_ENDED, JobBook, stamp
 from shortstack.training.config import TrainingConfig
-from shortstack.training.events import EventBook, job_event, waiting_event
+from shortstack.training.events import EventBook, broke_off_event, job_event, waiting_event
 from shortstack.training.launcher import AttemptPhase, AttemptStatus, Launcher
 from shortstack.training.orders import order_of
 from shortstack.training.run_gauges import RunGauges
@@ -269,7 +269,9 @@ class TrainingController:
         if status.final or run.deaths >= self._config.training_max_attempts:
             self._give_up(run, status.message or "its processes died", status.remedy or f"See {run.run_dir}")
             return
-        self._telemetry.log.warning("attempt broke off", run=run.run, attempt=run.attempt, why=status.message)
+        why = status.message or status.code
+        self._telemetry.log.warning("attempt broke off", run=run.run, attempt=run.attempt, why=why)
+        self._tell_event(broke_off_event(run, why))
         run.attempt += 1
         run.message = ""
         self._move(run, tr.RUN_STATE_STARTING)

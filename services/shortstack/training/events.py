@@ -17,7 +17,7 @@ from shortstack.messages.v1.training_pb2 import (
     TrainingEvent,
 )
 
-__all__ = ["EventBook", "job_event", "waiting_event"]
+__all__ = ["EventBook", "broke_off_event", "job_event", "waiting_event"]
 
 _KEPT: Final = 1000
 
@@ -76,4 +76,17 @@ def waiting_event(run: RunSnapshot, revision: int) -> TrainingEvent:
         level="warn",
         message=run.message,
         payload_json=orjson.dumps({"attempt": run.attempt, "message": run.message}).decode(),
+    )
+
+
+def broke_off_event(run: RunSnapshot, why: str) -> TrainingEvent:
+    """The end of an attempt that another one follows. One an attempt; the trainer's own are numbered from 1."""
+    return TrainingEvent(
+        run=run.run,
+        attempt=run.attempt,
+        seq=0,
+        type="broke_off",
+        level="warn",
+        message=f"Attempt {run.attempt} broke off: {why}",
+        payload_json=orjson.dumps({"attempt": run.attempt, "message": why}).decode(),
     )

@@ -119,6 +119,8 @@ def test_on_a_cluster_a_run_waits_is_lost_and_is_trained_by_the_next_job(
         say(blobs, run, 2, {"exit_code": 0, "export": export()})
         running.settle("ftjob-1", tr.JOB_STATE_SUCCEEDED)
         assert running.run().deaths == 1
+        (event,) = [e for e in running.controller.events.of([run]) if e.type == "broke_off"]
+        assert event.message == f"Attempt 1 broke off: its Job {job}-a1 is gone without a word"
 
 
 def test_on_a_cluster_a_restarted_controller_adopts_the_job(
