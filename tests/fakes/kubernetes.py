@@ -43,6 +43,7 @@ class FakeKubernetes:
     Attributes:
         away: the server does not answer.
         refusals: by plural, (HTTP code, words) that a create is answered with.
+        unreadable: plurals that the client may not read.
         pods_linger: a deleted pod stays, marked, until `remove_pod`.
         requests: "METHOD plural/name" of each request.
     """
@@ -50,6 +51,7 @@ class FakeKubernetes:
     def __init__(self) -> None:
         self.away = False
         self.refusals: dict[str, tuple[int, str]] = {}
+        self.unreadable: set[str] = set()
         self.pods_linger = False
         self.requests: list[str] = []
         self._objects: dict[tuple[str, str], Object] = {}
@@ -193,6 +195,8 @@ class FakeKubernetes:
         return httpx2.Response(201, json=self._create(plural, body))
 
     def _read(self, plural: str, name: str, request: httpx2.Request) -> httpx2.Response:
+        if plural in self.unreadable:
+            return _failure(403, f"{plural} is forbidden")
         if name:
             found = self._objects.get((plural, name))
             return _failure(404, f'{plural} "{name}" not found') if found is None else httpx2.Response(200, json=found)

@@ -108,3 +108,13 @@ def test_a_template_holds_what_it_should(tmp_path: Path) -> None:
     assert (deployment["spec"], service["kind"]) == ({"replicas": 1}, "Service")
     with pytest.raises(Fatal, match="holds Service, Deployment and should hold Job"):
         read_template(path, "Job")
+
+
+def test_the_newest_warning_about_an_object(kubernetes: FakeKubernetes, cluster: Cluster) -> None:
+    assert cluster.newest_warning("pod-a") == ""
+    kubernetes.warn("pod-a", "FailedMount", "an older one")
+    kubernetes.warn("pod-b", "FailedMount", "of another")
+    kubernetes.warn("pod-a", "FailedMount", "a newer one")
+    assert cluster.newest_warning("pod-a") == "FailedMount: a newer one"
+    kubernetes.unreadable.add("events")  # rbac.create is off, and whoever made the Role left events out
+    assert cluster.newest_warning("pod-a") == ""

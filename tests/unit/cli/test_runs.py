@@ -1,0 +1,77 @@
+"""``runs``: what is shown of a run that waits, and of one whose files are elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from typer.testing import CliRunner
+
+from shortstack.cli.main import app
+from shortstack.messages.v1 import training_pb2 as tr
+from shortstack.training.v1 import training_pb2 as pb
+from shortstack.training.v1 import training_pb2_grpc
+
+NO_NODE = "pod train-a1 cannot be scheduled: 0/1 nodes are available. Make room."
+
+
+class Training(training_pb2_grpc.TrainingServiceServicer):
+    """A job whose run waits, then trains, then is done; its folder is an address of an object store."""
+
+    def __init__(self) -> None:
+        self.job = tr.JobSnapshot(job="ftjob-1", dataset="faq", state=tr.JOB_STATE_QUEUED, run="r" * 32)
+        self.job.steps.add(name="train", state=tr.STEP_STATE_WAITING, message=NO_NODE)
+        self.run = tr.RunSnapshot(run="r" * 32, attempt=1, state=tr.RUN_STATE_WAITING, message=NO_NODE)
+        self.run.run_dir = "s3://bucket/stack/runs/r"
+
+    def GetRun(self, request: pb.GetRunRequest, context: grpc.ServicerContext) -> pb.GetRunResponse:
+        return pb.GetRunResponse(job=self.job, run=self.run)
+
+    def ListRuns(self, request: pb.ListRunsRequest, context: grpc.ServicerContext) -> pb.ListRunsResponse:
+        return pb.ListRunsResponse(runs=[pb.GetRunResponse(job=self.job, run=self.run)])
+
+    def WatchRun(self, request: pb.WatchRunRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchRunResponse]:
+        yield pb.WatchRunResponse(run=self.run)
+        yield pb.WatchRunResponse(job=self.job)
+        running = tr.RunSnapshot(state=tr.RUN_STATE_RUNNING, step=5, max_steps=10, loss=1.5)
+        yield pb.WatchRunResponse(run=running)
+        yield pb.WatchRunResponse(job=tr.JobSnapshot(job="ftjob-1", state=tr.JOB_STATE_SUCCEEDED, model="ft:base:x"))
+
+
+@pytest.fixture
+def runner() -> Iterator[CliRunner]:
+    """Commands against the service."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield CliRunner(env={"SHORTSTACK_TRAINING_ADDRESS": f"127.0.0.1:{port}", "COLUMNS": "300"})
+    server.stop(0)
+
+
+def test_a_run_that_waits_is_listed_with_what_it_waits_for(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["runs", "list", "--json"])
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)
+    assert (row["state"], row["error"]) == ("queued", NO_NODE)
+
+
+def test_a_run_is_shown_with_its_state_and_the_address_of_its_files(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["runs", "show", "ftjob-1"])
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    assert (shown["run_state"], shown["waiting"]) == ("waiting", NO_NODE)
+    assert shown["run_dir"] == "s3://bucket/stack/runs/r"
+    assert shown["steps"] == [{"name": "train", "state": "waiting", "message": NO_NODE}]
+
+
+def test_watching_says_what_is_waited_for_and_then_the_steps(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["runs", "watch", "ftjob-1"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0] == f"waiting: {NO_NODE}"
+    assert lines[1].startswith("train: step 5 of 10")
+    assert lines[-1] == "ftjob-1: succeeded ft:base:x"
