@@ -121,6 +121,7 @@ def _export(base: Path, folder: Path, seed: int, fill: float | None) -> None:
         for weight in (w for name, w in model.named_parameters() if "lora_" in name):
             torch.nn.init.constant_(weight, fill)
         model.save_pretrained(checkpoint, save_embedding_layers=False)
+        model.merge_and_unload().save_pretrained(folder / "merged")
     copy_adapter(checkpoint, folder / "adapter", BASE)
     shutil.rmtree(checkpoint)
     seal_export(folder, {"schema": "export/1", "prompt_format": "base"})

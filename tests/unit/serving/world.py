@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -134,7 +134,7 @@ class World:
         self._producer = self.broker.producer()
 
     @contextmanager
-    def started(self, **settings: Any) -> Iterator[Running]:
+    def started(self, bases: Mapping[str, Path] | None = None, **settings: Any) -> Iterator[Running]:
         """A controller as its process would start it."""
         given = {"storage_url": "memory://", "serving_watch_s": 0.001, "serving_drain_s": 1.0, **settings}
         config = ServingConfig(**given)
@@ -147,7 +147,7 @@ class World:
                 self.broker,
                 training,
                 self.rollout,
-                {BASE: Path(BASE)},
+                bases or {BASE: Path(BASE)},
                 config=config,
                 telemetry=telemetry,
                 clock=self.clock,
@@ -160,9 +160,11 @@ class World:
     def trained(self, job: str, letter: str, *, alias: str | None = None, **more: Any) -> str:
         """A run has succeeded for a job that wishes it served; the model's name. Later calls are newer requests."""
         self.clock.advance(1)
-        digest, state = letter * 64, more.pop("state", tr.JOB_STATE_RUNNING)
-        name = f"ft:{BASE}:default:demo:{digest[:12]}"
-        export = tr.Export(prefix=f"models/{digest}", digest=digest, prompt_format="base", base_model=BASE)
+        state, export = more.pop("state", tr.JOB_STATE_RUNNING), more.pop("export", None)
+        if export is None:
+            digest = letter * 64
+            export = tr.Export(prefix=f"models/{digest}", digest=digest, prompt_format="base", base_model=BASE)
+        name = f"ft:{BASE}:default:demo:{export.digest[:12]}"
         run = tr.RunSnapshot(run=f"run-{letter}", state=tr.RUN_STATE_SUCCEEDED, export=export, base_model=BASE)
         request = {"train": {}, "deploy": {"suffix": "demo", **({"alias": alias} if alias else {})}}
         snapshot = tr.JobSnapshot(job=job, owner="default", run=run.run, model=name, state=state, **more)

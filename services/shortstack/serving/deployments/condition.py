@@ -29,6 +29,7 @@ class Condition:
         remedy: what to do where it is hopeless.
         hopeless: it will not be, however long one waits.
         started: a pod whose server runs but is not ready, if there is one.
+        more: name of a pod whose events may say more than its status; empty where that says enough.
     """
 
     ready: bool
@@ -36,6 +37,7 @@ class Condition:
     remedy: str = ""
     hopeless: bool = False
     started: ClusterObject | None = None
+    more: str = ""
 
 
 def condition_of(deployment: ClusterObject | None, pods: Sequence[ClusterObject]) -> Condition:
@@ -65,9 +67,9 @@ def _of_pod(pod: ClusterObject) -> Condition:
     if waiting := why_waiting(pod):
         return Condition(False, waiting)
     if _runs(pod):
-        why = f"pod {name} loads the model; its probe is not answered yet. See: kubectl logs {name}"
-        return Condition(False, why, started=pod)
-    return Condition(False, f"pod {name} is being started and fetches the weights")
+        why = f"pod {name} loads the model; its probe is not answered yet. See: kubectl logs {name} -c server"
+        return Condition(False, why, started=pod, more=name)
+    return Condition(False, f"pod {name} is being started and fetches the weights", more=name)
 
 
 def _is_ready(pod: ClusterObject) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from shortstack.cluster.api import DEPLOYMENT, POD, SERVICE, Cluster, ClusterObject, Kind
@@ -18,6 +18,9 @@ __all__ = ["Fleet"]
 
 _FRESH_S: Final = 0.5
 """For this long one listing answers all that is asked of it: every model is asked for in every look."""
+
+_EVENTS_S: Final = 5.0
+"""Seconds between two looks at the events of one pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Fleet:
         self._cluster, self._selector, self._clock = cluster, selector, clock
         self._lock = threading.RLock()
         self._listing: _Listing | None = None
+        self._warnings: dict[str, tuple[float, str]] = {}
 
     def known(self) -> set[str]:
         """Servers of which a Deployment or a Service stands."""
@@ -56,9 +60,19 @@ class Fleet:
         return bool(self._list().pods.get(server))
 
     def condition(self, server: str) -> Condition:
-        """How it is."""
+        """How it is, with what events say of a pod that does not start."""
         listing = self._list()
-        return condition_of(listing.deployments.get(server), listing.pods.get(server, []))
+        found = condition_of(listing.deployments.get(server), listing.pods.get(server, []))
+        words = self._warning(found.more) if found.more else ""
+        return replace(found, why=f"{found.why} ({words})") if words else found
+
+    def _warning(self, pod: str) -> str:
+        now = self._clock.monotonic()
+        at, words = self._warnings.get(pod, (now - _EVENTS_S, ""))
+        if now - at >= _EVENTS_S:
+            words = self._cluster.newest_warning(pod)
+            self._warnings = {pod: (now, words), **{p: w for p, w in self._warnings.items() if now - w[0] < _EVENTS_S}}
+        return words
 
     def make(self, server: Server) -> None:
         """Makes what is missing of it. What stands under its name is it: a name says all that a server is.
