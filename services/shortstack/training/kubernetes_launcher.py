@@ -109,13 +109,13 @@ class KubernetesLauncher:
             return
         try:
             self._make_job(key)
+            self._blobs.put(order_key(*key), order.to_json())
         except Transient:
             raise
-        except ShortstackError as error:
-            self._refused[key] = (self._clock.monotonic() + _AGAIN_S, f"its Job cannot be made: {error}")
+        except ShortstackError as error:  # a quota, a template that is missing, a full volume: it may pass
+            self._refused[key] = (self._clock.monotonic() + _AGAIN_S, f"attempt {key[1]} cannot be started: {error}")
             self._told.pop(key, None)
             return
-        self._blobs.put(order_key(*key), order.to_json())
         self._ordered.add(key)
         self._look_anew(key)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.kubernetes import FakeKubernetes
 
 from shortstack.core.clock import FakeClock
-from shortstack.core.errors import Transient
+from shortstack.core.errors import Fatal, Transient
 from shortstack.storage.blobs import MemoryBlobStore
 from shortstack.training.kubernetes_launcher import KubernetesLauncher
 from shortstack.training.launcher import STOPPED, AttemptOrder, AttemptPhase, AttemptStatus
@@ -199,6 +199,23 @@ def test_an_api_server_that_is_away_is_transient_and_costs_no_attempt(
     stage.kubernetes.away = False
     assert stage.look(launcher).phase is AttemptPhase.RUNNING
     assert stage.look(launcher, 2).phase is AttemptPhase.ABSENT
+
+
+def test_a_full_volume_is_waited_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = stage.launcher()
+    with monkeypatch.context() as full:
+
+        def put(key: str, data: bytes) -> None:
+            raise Fatal("cannot write: No space left on device", where="/blobs", remedy="Free space there.")
+
+        full.setattr(stage.blobs, "put", put)
+        launcher.launch(order())
+    status = stage.look(launcher)
+    assert status.phase is AttemptPhase.ABSENT
+    assert "No space left on device. Free space there." in status.waiting
+    stage.clock.advance(30)
+    launcher.launch(order())
+    assert stage.look(launcher) == AttemptStatus(AttemptPhase.RUNNING)
 
 
 def test_a_crash_between_job_and_order_is_mended_by_launching_again(stage: Stage, launcher: KubernetesLauncher) -> None:

@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import Any, Final, Protocol
 
 from shortstack.core.clock import Clock, SystemClock
-from shortstack.core.errors import ShortstackError, Transient
+from shortstack.core.errors import Fatal, ShortstackError, Transient
 from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.storage.blobs import BlobStore
@@ -90,7 +90,7 @@ class _Companion:
             else:
                 self._store_newest()
                 word = self._attempt.failure(status, stopping=stopping, log=self._folder.log.name)
-        except Transient:
+        except (Transient, Fatal):
             raise  # without a word it is lost, and another attempt goes on from the newest stored checkpoint
         except ShortstackError as error:
             word = refusal(error)

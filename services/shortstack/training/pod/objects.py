@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from shortstack.core.clock import Clock
 from shortstack.core.digest import canonical_json
-from shortstack.core.errors import Conflict, Transient
+from shortstack.core.errors import Conflict, Fatal, Transient
 from shortstack.storage.blobs import BlobStore
 
 __all__ = ["RUNS", "order_key", "patiently", "put_papers", "result_key", "say"]
@@ -69,16 +69,16 @@ def put_papers(blobs: BlobStore, run: str, attempt: int, folder: Path) -> None:
 def patiently(
     act: Callable[[], _Result], clock: Clock, log: _Log, what: str, *, patience_s: float = _PATIENCE_S
 ) -> _Result:
-    """Does what needs the object store, and tries again while that is away.
+    """Does what needs the object store, and tries again while that is away, or full.
 
     Raises:
-        Transient: it was away all the time.
+        Transient, Fatal: it was so all the time.
     """
     deadline, never, said = clock.monotonic() + patience_s, threading.Event(), False
     while True:
         try:
             return act()
-        except Transient as error:
+        except (Transient, Fatal) as error:
             if clock.monotonic() > deadline:
                 raise
             if not said:

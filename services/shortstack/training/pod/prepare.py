@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from shortstack.core.clock import Clock, SystemClock
-from shortstack.core.errors import Poison, ShortstackError, Transient
+from shortstack.core.errors import Fatal, Poison, ShortstackError, Transient
 from shortstack.core.telemetry import Telemetry
 from shortstack.declarations.base_models import BaseModel
 from shortstack.storage.blobs import BlobStore
@@ -34,7 +34,7 @@ def run() -> int:
     """Fetches order, dataset, base model and newest checkpoint.
 
     What is wrong for good is the attempt's last word, and the status of an error; it is an error, too, when the
-    object store was away for ten minutes.
+    object store was away, or a disk full, for ten minutes.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the first process of a container has no default for it
     config, clock = PodConfig(), SystemClock()
@@ -42,8 +42,8 @@ def run() -> int:
     with Telemetry.start("training", config) as telemetry:
         try:
             step = patiently(lambda: _fetch(config, blobs, folder, clock), clock, telemetry.log, "prepare")
-        except Transient:
-            raise  # another attempt may find the object store again
+        except (Transient, Fatal):
+            raise  # another attempt may find the object store again, or more room
         except ShortstackError as error:
             say(blobs, config.run, config.attempt, refusal(error))
             raise
