@@ -129,6 +129,11 @@ class FakeKubernetes:
         elif all(ended is not None for ended in main):
             self.end_pod(pod, "Succeeded" if all(ended["exitCode"] == 0 for ended in main) else "Failed")
 
+    def respawn(self, deployment: str) -> None:
+        """A Deployment makes another pod in the place of one that ended."""
+        with self._lock:
+            self._spawn(self._objects["deployments", deployment])
+
     def crash(
         self, pod: str, container: str, exit_code: int, *, times: int = 1, reason: str = "Error", message: str = ""
     ) -> None:

@@ -179,6 +179,23 @@ def test_what_the_scheduler_and_the_kubelet_say_is_the_models_message(cluster: D
     assert "Check the image's name" in words
 
 
+def test_pods_that_are_evicted_again_and_again_are_told_and_given_up(cluster: Deployed) -> None:
+    cluster.with_base()
+    export = cluster.export("a")
+    said(cluster, export)
+    name = cluster.server_of(export)
+    words = {"reason": "Evicted", "message": "Usage of EmptyDir volume weights exceeds the limit 1Gi"}
+    for times in range(1, CRASHES + 1):
+        cluster.kubernetes.end_pod(cluster.kubernetes.pod_of(name), "Failed", **words)
+        cluster.kubernetes.respawn(name)
+        if times == 1:
+            assert "A pod before it ended: Evicted: Usage of EmptyDir" in said(cluster, export)
+    cluster.clock.advance(1)
+    with pytest.raises(Poison, match="5 pods of it ended, the last: Evicted") as raised:
+        cluster.rollout.roll_out(export, lambda: None)
+    assert "weightsSize" in raised.value.remedy
+
+
 def test_what_only_events_say_is_told_too(cluster: Deployed) -> None:
     cluster.with_base()
     export = cluster.export("a")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from shortstack.cluster.api import ClusterObject
-from shortstack.cluster.pods import is_over, why_waiting
+from shortstack.cluster.pods import how_it_ended, is_over, why_waiting
 
 __all__ = ["CRASHES", "Condition", "condition_of"]
 
@@ -16,6 +16,9 @@ CRASHES: Final = 5
 _WRONG_INPUT: Final = frozenset({65, 66, 73, 77})
 """Exit codes of the container that fetches weights which no repetition mends: the manifest or an object is another
 one, is gone, or is forbidden (`shortstack.core.errors`)."""
+_EVICTED: Final = (
+    "Where room was short, raise serving.server.weightsSize or resources in the values; then deploy the model again."
+)
 _OUT_OF_MEMORY: Final = "OOMKilled"
 
 
@@ -47,9 +50,16 @@ def condition_of(deployment: ClusterObject | None, pods: Sequence[ClusterObject]
     alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"] and not is_over(pod)]
     if any(_is_ready(pod) for pod in alive):
         return Condition(True)
-    if not alive:
-        return Condition(False, _no_pod(deployment))
-    return _of_pod(max(alive, key=lambda pod: str(pod["metadata"].get("creationTimestamp") or "")))
+    ended = sorted((pod for pod in pods if is_over(pod)), key=_born)
+    words = next((words for pod in reversed(ended) if (words := how_it_ended(pod))), "")
+    if words and len(ended) >= CRASHES:
+        return Condition(False, f"{len(ended)} pods of it ended, the last: {words}", _EVICTED, hopeless=True)
+    found = _of_pod(max(alive, key=_born)) if alive else Condition(False, _no_pod(deployment))
+    return replace(found, why=f"{found.why}. A pod before it ended: {words}") if words else found
+
+
+def _born(pod: ClusterObject) -> str:
+    return str(pod["metadata"].get("creationTimestamp") or "")
 
 
 def _of_pod(pod: ClusterObject) -> Condition:
