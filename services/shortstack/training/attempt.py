@@ -99,21 +99,28 @@ class Attempt:
         """The last word on an attempt without an export, in the trainer's own words if it had time for any.
 
         Args:
-            status: torchrun's exit status; None if it was killed.
+            status: torchrun's exit status, negative where a signal ended it; None if nobody saw its end.
             log: where to read more.
         """
         said = self._last_failure()
         code = STOPPED if stopping else said.get("code", DIED)
-        how = "was killed" if status is None else f"ended with {status}"
-        message = "asked to stop" if stopping else said.get("message", f"the trainer {how} and left no word; see {log}")
+        died = f"the trainer {_how(status)} and left no word; see {log}"
+        message = "asked to stop" if stopping else said.get("message", died)
         remedy = "" if stopping else said.get("remedy", "")
         final = code in _FINAL_CODES
-        return {"exit_code": status or 1, "code": code, "message": message, "remedy": remedy, "final": final}
+        exit_code = status if status is not None and status > 0 else 1
+        return {"exit_code": exit_code, "code": code, "message": message, "remedy": remedy, "final": final}
 
     def _last_failure(self) -> Mapping[str, Any]:
         lines = read_lines(self.folder / "events.jsonl")
         failed = [e for e in lines if e["type"] == "failed" and e["attempt"] == self.order.attempt]
         return failed[-1] if failed else {}
+
+
+def _how(status: int | None) -> str:
+    if status is None:
+        return "was killed"
+    return f"ended with {status}" if status >= 0 else f"was ended by signal {-status}"
 
 
 def refusal(error: ShortstackError) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import signal
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +21,7 @@ __all__ = ["run"]
 
 
 def run() -> int:
-    """Trains to the end; torchrun's exit status, which the agent reads as well."""
+    """Trains to the end; torchrun's exit status, a signal's as a shell tells it. The agent reads it as well."""
     folder = PodFolder(PodConfig().work)
     order = AttemptOrder.from_json(folder.order.read_bytes())
     trainer = Torchrun(folder.run, order.attempt, order.processes, log=folder.log)
@@ -28,7 +29,9 @@ def run() -> int:
     with _locked_file(folder.lock):
         status = 0 if trainer.stopping.is_set() else trainer.run()
         write_atomic(folder.exit, str(status).encode())
-    return status
+    if status:
+        sys.stderr.write(f"error: torchrun ended with {status}; see above\n")
+    return status if status >= 0 else 128 - status
 
 
 def _locked_file(lock: Path) -> BinaryIO:
