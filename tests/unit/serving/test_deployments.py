@@ -224,6 +224,12 @@ def test_an_api_server_that_refuses_or_is_away_is_tried_again(cluster: Deployed)
     cluster.kubernetes.refusals["deployments"] = (422, "spec.template.spec.containers[0].image: Required value")
     assert "image: Required value" in said(cluster, export)
     cluster.kubernetes.refusals.clear()
+    cluster.kubernetes.unreadable = {"pods"}
+    cluster.clock.advance(1)
+    with pytest.raises(Transient, match="pods is forbidden") as raised:
+        cluster.look()
+    assert not isinstance(raised.value, NotReady)
+    cluster.kubernetes.unreadable = set()
     cluster.kubernetes.away = True
     cluster.clock.advance(1)
     with pytest.raises(Transient, match="does not answer") as raised:

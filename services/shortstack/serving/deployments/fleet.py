@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
 from shortstack.cluster.api import DEPLOYMENT, POD, SERVICE, Cluster, ClusterObject, Kind
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Conflict, Forbidden, Invalid
+from shortstack.core.errors import Conflict, Forbidden, Invalid, Transient
 from shortstack.serving.deployments.condition import Condition, condition_of
 from shortstack.serving.deployments.server import SERVER_LABEL, Server
 from shortstack.serving.rollout import NotReady
@@ -112,7 +113,8 @@ class Fleet:
 
     def _delete(self, kind: Kind, server: str) -> None:
         self._forget()
-        self._cluster.delete(kind, f"server-{server}")
+        with _rights():
+            self._cluster.delete(kind, f"server-{server}")
 
     def _forget(self) -> None:
         with self._lock:
@@ -123,11 +125,12 @@ class Fleet:
             now = self._clock.monotonic()
             if self._listing is None or not 0 <= now - self._listing.at < _FRESH_S:
                 labels = self._selector()
+                with _rights():
+                    found = [self._cluster.list(kind, labels) for kind in (DEPLOYMENT, SERVICE, POD)]
+                deployments, services, listed = found
                 pods: dict[str, list[ClusterObject]] = {}
-                for pod in self._cluster.list(POD, labels):
+                for pod in listed:
                     pods.setdefault(_server(pod), []).append(pod)
-                deployments = self._cluster.list(DEPLOYMENT, labels)
-                services = self._cluster.list(SERVICE, labels)
                 self._listing = _Listing(
                     now,
                     {_server(one): one for one in deployments if "deletionTimestamp" not in one["metadata"]},
@@ -135,6 +138,15 @@ class Fleet:
                     pods,
                 )
             return self._listing
+
+
+@contextmanager
+def _rights() -> Iterator[None]:
+    """A right that is missing says nothing about a model: somebody grants it, and it is tried again."""
+    try:
+        yield
+    except Forbidden as error:
+        raise Transient(error.what, where=error.where, remedy=error.remedy) from error
 
 
 def _server(one: ClusterObject) -> str:
