@@ -5,6 +5,7 @@ The agent of one machine does all of it in one process; in a cluster the contain
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,7 @@ class Attempt:
             status: torchrun's exit status, negative where a signal ended it; None if nobody saw its end.
             log: where to read more.
         """
+        stopping = stopping or status == -signal.SIGTERM
         said = self._last_failure()
         code = STOPPED if stopping else said.get("code", DIED)
         died = f"the trainer {_how(status)} and left no word; see {log}"

@@ -27,10 +27,10 @@ def run() -> int:
     trainer = Torchrun(folder.run, order.attempt, order.processes, log=folder.log)
     signal.signal(signal.SIGTERM, trainer.on_signal)
     with _locked_file(folder.lock):
-        status = 0 if trainer.stopping.is_set() else trainer.run()
-        write_atomic(folder.exit, str(status).encode())
+        status = -signal.SIGTERM if trainer.stopping.is_set() else trainer.run()
+        write_atomic(folder.exit, str(int(status)).encode())
     if status:
-        sys.stderr.write(f"error: torchrun ended with {status}; see above\n")
+        sys.stderr.write(f"error: torchrun ended with {int(status)}; see above\n")
     return status if status >= 0 else 128 - status
 
 
