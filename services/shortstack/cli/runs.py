@@ -21,6 +21,8 @@ __all__ = ["app", "job_row", "job_state", "watch_job"]
 app = typer.Typer(help="Training jobs and their runs.", no_args_is_help=True)
 
 _ENDED = (tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED)
+_EVENTS = 2000
+_WARNINGS = 10
 Id = Annotated[str, typer.Argument(help="Job id (ftjob-…) or run id.")]
 
 
@@ -83,14 +85,27 @@ def cancel(job: Id) -> None:
 
 @app.command("show")
 def show_job(job: Id) -> None:
-    """Print a job, its steps and its run as JSON."""
+    """Print a job, its steps, its run and what went wrong last, newest first, as JSON."""
     connection = Connection.open()
     found = connection.training.GetRun(pb.GetRunRequest(owner=connection.owner, id=job), timeout=30)
     steps = [
         {"name": s.name, "state": tr.StepState.Name(s.state).removeprefix("STEP_STATE_").lower(), "message": s.message}
         for s in found.job.steps
     ]
-    about = {"steps": steps, "run_state": run_state(found.run.state), "waiting": found.run.message}
+    events = connection.training.ListEvents(
+        pb.ListEventsRequest(owner=connection.owner, id=job, limit=_EVENTS), timeout=30
+    ).events
+    warnings = [
+        {"time": e.time.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds"), "message": e.message}
+        for e in events
+        if e.level in ("warn", "error")
+    ]
+    about = {
+        "steps": steps,
+        "run_state": run_state(found.run.state),
+        "waiting": found.run.message,
+        "warnings": warnings[:_WARNINGS],
+    }
     print(json.dumps({**job_row(found), **about, "run_dir": found.run.run_dir}, indent=2))
 
 

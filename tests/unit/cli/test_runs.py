@@ -33,6 +33,11 @@ class Training(training_pb2_grpc.TrainingServiceServicer):
     def ListRuns(self, request: pb.ListRunsRequest, context: grpc.ServicerContext) -> pb.ListRunsResponse:
         return pb.ListRunsResponse(runs=[pb.GetRunResponse(job=self.job, run=self.run)])
 
+    def ListEvents(self, request: pb.ListEventsRequest, context: grpc.ServicerContext) -> pb.ListEventsResponse:
+        step = tr.TrainingEvent(type="step", level="info", seq=7)
+        broke_off = tr.TrainingEvent(type="broke_off", level="warn", message="Attempt 1 broke off: Evicted")
+        return pb.ListEventsResponse(events=[step, broke_off])
+
     def WatchRun(self, request: pb.WatchRunRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchRunResponse]:
         yield pb.WatchRunResponse(run=self.run)
         yield pb.WatchRunResponse(job=self.job)
@@ -65,6 +70,7 @@ def test_a_run_is_shown_with_its_state_and_the_address_of_its_files(runner: CliR
     shown = json.loads(result.stdout)
     assert (shown["run_state"], shown["waiting"]) == ("waiting", NO_NODE)
     assert shown["run_dir"] == "s3://bucket/stack/runs/r"
+    assert [warning["message"] for warning in shown["warnings"]] == ["Attempt 1 broke off: Evicted"]
     assert shown["steps"] == [{"name": "train", "state": "waiting", "message": NO_NODE}]
 
 
