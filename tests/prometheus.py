@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.polling import until
 
 TOOLS = Path(__file__).resolve().parent.parent / ".tools"
 FETCH_S = 180.0
@@ -145,11 +145,10 @@ def running(config: dict[str, Any], folder: Path) -> Iterator[Prometheus]:
         process = subprocess.Popen([command, *flags], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
         try:
             made = Prometheus(f"http://{address}")
-            deadline = time.monotonic() + START_S
-            while not made.ready():
-                assert process.poll() is None, f"Prometheus ended: {log.read_text()[-2000:]}"
-                assert time.monotonic() < deadline, f"Prometheus is not ready: {log.read_text()[-2000:]}"
-                time.sleep(0.1)
+            until(
+                lambda: made.ready() or process.poll() is not None, lambda: log.read_text()[-2000:], deadline_s=START_S
+            )
+            assert process.poll() is None, f"Prometheus ended: {log.read_text()[-2000:]}"
             yield made
         finally:
             process.terminate()
