@@ -243,3 +243,11 @@ def test_the_toolbox_starts_when_a_secret_is_missing_and_says_so() -> None:
     assert all(entry["optional"] is True for entry in from_secrets)
     (volume,) = [volume for volume in toolbox.spec["volumes"] if volume["name"] == "kafka-tls"]
     assert volume["secret"]["optional"] is True
+
+
+def test_a_level_of_logs_starts_no_server_anew() -> None:
+    texts = [
+        of_kind(render(*sets), "ConfigMap")[f"{FULL}-templates"]["data"]["server.yaml"]
+        for sets in ((), ("logging.level=DEBUG", "serving.resources.limits.memory=2Gi"))
+    ]
+    assert texts[0] == texts[1]

@@ -49,8 +49,7 @@ spec:
           imagePullPolicy: {{ .Values.image.pullPolicy }}
           terminationMessagePolicy: FallbackToLogsOnError
           command: [python, -m, shortstack.storage.weights, fetch]
-          env:
-            {{- include "shortstack.env.common" . | nindent 12 }}
+          env: # no level of logs and the like: a change of that would start every server anew
             {{- include "shortstack.storage.env" . | nindent 12 }}
           securityContext:
             {{- include "shortstack.container.security" . | nindent 12 }}
