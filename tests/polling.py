@@ -10,7 +10,11 @@ T = TypeVar("T")
 
 
 def until(
-    condition: Callable[[], T], what: str | Callable[[], object], *, deadline_s: float = 60.0, every_s: float = 0.02
+    condition: Callable[[], T],
+    what: str | Callable[[], object] = "",
+    *,
+    deadline_s: float = 60.0,
+    every_s: float = 0.02,
 ) -> T:
     """The first true thing that ``condition`` gives.
 

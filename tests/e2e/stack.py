@@ -23,6 +23,7 @@ from kafka import (  # type: ignore[attr-defined] # its names are lazy
     TopicPartition,
 )
 from kafka.admin import OffsetSpec
+from tests.polling import until
 from typer.testing import CliRunner
 
 from shortstack.cli.connection import Connection
@@ -279,13 +280,9 @@ class Stack:
         self, look: Callable[[], T | None], *, within_s: float = SOON_S, what: Callable[[], object] = lambda: ""
     ) -> T:
         """The first thing that ``look`` finds; fails after ``within_s`` with what ``what`` then says."""
-        deadline = time.monotonic() + within_s
-        while True:
-            found = look()
-            if found:
-                return found
-            assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what()}"
-            time.sleep(0.25)
+        found = until(look, what, deadline_s=within_s, every_s=0.25)
+        assert found is not None
+        return found
 
     def ended_dataset(self, name: str, *, publication: str = "", within_s: float = SOON_S) -> ds.DatasetSnapshot:
         """The dataset once it is ready, held, failed or deleted."""

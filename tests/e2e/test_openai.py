@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from tests.e2e.stack import BASE, Stack, holds
+from tests.polling import until
 
 from shortstack.messages.v1 import training_pb2 as tr
 
@@ -41,13 +41,12 @@ def chat_lines() -> list[dict[str, Any]]:
 
 def wait_for(client: openai.OpenAI, job: str) -> Any:
     """As people poll a job."""
-    deadline = time.monotonic() + TRAINED_S
-    while True:
+
+    def look() -> Any:
         found = client.fine_tuning.jobs.retrieve(job)
-        if found.status in ("succeeded", "failed", "cancelled"):
-            return found
-        assert time.monotonic() < deadline, found
-        time.sleep(0.5)
+        return found if found.status in ("succeeded", "failed", "cancelled") else None
+
+    return until(look, lambda: client.fine_tuning.jobs.retrieve(job), deadline_s=TRAINED_S, every_s=0.5)
 
 
 def test_the_documented_script_runs_with_another_base_url(stack: Stack, tmp_path: Path) -> None:

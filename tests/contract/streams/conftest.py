@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -53,16 +53,3 @@ def state_topic(broker: Broker, unique: str) -> Topic:
 def telemetry() -> Iterator[Telemetry]:
     with Telemetry.start("test", ServiceConfig()) as started:
         yield started
-
-
-@pytest.fixture
-def until() -> Callable[..., None]:
-    """Waits for a condition, or fails after 60 s, which is for busy machines."""
-
-    def wait(condition: Callable[[], bool], what: str = "") -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline, f"not within 60 s: {what or condition}"
-            time.sleep(0.01)
-
-    return wait

@@ -5,19 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import pytest
+from tests.polling import until
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.errors import Fatal, Poison, Transient
 from shortstack.streams.broker import Broker, Consumer, Delivery, Outbound, Partition, Reader
 from shortstack.streams.envelope import header, outbound
 from shortstack.streams.topics import Topic, TopicKind
-
-Until = Callable[..., None]
 
 
 def message(topic: Topic, key: str, value: bytes) -> Outbound:
@@ -162,7 +160,7 @@ class Member:
         self._thread.join(20)
 
 
-def test_members_share_partitions_and_inherit_them(broker: Broker, topic: Topic, unique: str, until: Until) -> None:
+def test_members_share_partitions_and_inherit_them(broker: Broker, topic: Topic, unique: str) -> None:
     with ExitStack() as stack:
         first = Member(broker, unique, topic)
         stack.callback(first.leave)

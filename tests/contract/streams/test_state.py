@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.polling import until
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.errors import Fatal, Transient
@@ -17,7 +18,6 @@ from shortstack.streams.memory import MemoryBroker
 from shortstack.streams.state import StateReader, StateWriter
 from shortstack.streams.topics import Topic
 
-Until = Callable[..., None]
 CLOCK = SystemClock()
 
 
@@ -121,7 +121,7 @@ def test_a_replaced_writer_ends_and_its_value_counts_for_nothing(
 
 
 def test_a_late_value_is_void_and_written_over(
-    broker: Broker, state_topic: Topic, writer: Make, reader: StateReader[DatasetSnapshot], until: Until
+    broker: Broker, state_topic: Topic, writer: Make, reader: StateReader[DatasetSnapshot]
 ) -> None:
     old, new = writer(), writer()
     old.open()
@@ -171,9 +171,7 @@ def test_a_miss_is_answered_only_at_the_end_of_the_topic(broker: Broker, state_t
         idle.wait_caught_up(0.05)
 
 
-def test_a_watcher_gets_a_snapshot_and_then_changes(
-    writer: Make, reader: StateReader[DatasetSnapshot], until: Until
-) -> None:
+def test_a_watcher_gets_a_snapshot_and_then_changes(writer: Make, reader: StateReader[DatasetSnapshot]) -> None:
     one = writer()
     one.open()
     one.put_all({"a": snapshot("1"), "b": snapshot("2")})

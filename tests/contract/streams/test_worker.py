@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from tests.polling import until
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.errors import Fatal, Invalid, Poison, Transient
@@ -19,7 +20,6 @@ from shortstack.streams.envelope import header, outbound
 from shortstack.streams.topics import Topic
 from shortstack.streams.worker import BatchWorker, WorkerLimits
 
-Until = Callable[..., None]
 CLOCK = SystemClock()
 
 
@@ -107,7 +107,7 @@ def running(worker: BatchWorker) -> Iterator[BatchWorker]:
 
 
 def test_outputs_are_there_and_offsets_committed(
-    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker], until: Until
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
     send(broker, topic, *[(f"k{i}", b"%d" % i) for i in range(50)])
     with running(work(Recorder(out))):
@@ -116,7 +116,7 @@ def test_outputs_are_there_and_offsets_committed(
 
 
 def test_poison_goes_to_the_dead_letters_with_its_reason_and_the_next_message_flows(
-    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker], until: Until
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
     send(broker, topic, ("a", b"1"), ("a", b"poison"), ("a", b"2"))
     recorder = Recorder(out)
@@ -141,7 +141,7 @@ def test_poison_goes_to_the_dead_letters_with_its_reason_and_the_next_message_fl
 
 
 def test_a_transient_error_holds_its_partition_in_order_and_no_other(
-    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker], until: Until
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
     send(broker, topic, ("21", b"later"), ("21", b"after"), ("foobar", b"free"))
     recorder = Recorder(out, refusals=3)
@@ -154,7 +154,7 @@ def test_a_transient_error_holds_its_partition_in_order_and_no_other(
 
 
 def test_fatal_stops_the_worker_and_its_message_comes_again(
-    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker], until: Until
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
     send(broker, topic, ("a", b"1"), ("a", b"fatal"))
     for _ in range(7):  # more often than a message may kill: a full disk is not the message's fault
@@ -167,7 +167,7 @@ def test_fatal_stops_the_worker_and_its_message_comes_again(
 
 
 def test_a_bug_is_tried_five_times_and_then_set_aside(
-    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker], until: Until
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
     send(broker, topic, ("a", b"1"), ("a", b"bug"), ("a", b"2"))
     recorder = Recorder(out)
@@ -186,7 +186,7 @@ def test_a_bug_is_tried_five_times_and_then_set_aside(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_message_that_kills_the_process_is_set_aside_and_its_neighbours_are_not(
-    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker], until: Until
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
     innocent = [("a", b"%d" % i) for i in range(5)]
     send(broker, topic, *innocent[:3], ("a", b"kill"), *innocent[3:], ("21", b"bystander"), ("foobar", b"bystander"))
@@ -206,7 +206,7 @@ def test_a_message_that_kills_the_process_is_set_aside_and_its_neighbours_are_no
 
 
 def test_what_cannot_be_unpacked_reaches_no_handler(
-    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker], until: Until
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
     producer = broker.producer()
     producer.send(Outbound(topic.name, b"a", None, ((UNREADABLE, b"batch unpacks to too much"),)))
@@ -221,7 +221,7 @@ def test_what_cannot_be_unpacked_reaches_no_handler(
 
 
 def test_too_much_poison_stops_the_worker(
-    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker], until: Until
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
     send(broker, topic, *[("a", b"poison")] * 10)
     worker = work(Recorder(out), limits=WorkerLimits(dead_letters=DeadLetterLimit(run=4)))
@@ -234,7 +234,7 @@ def test_too_much_poison_stops_the_worker(
 
 
 def test_a_closed_gate_holds_everything_back(
-    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker], until: Until
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
     asked = []
     closed = [True]
@@ -257,7 +257,7 @@ def test_a_closed_gate_holds_everything_back(
 
 
 def test_a_groups_reset_repeats_the_work_and_changes_nothing_else(
-    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker], until: Until
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
     send(broker, topic, ("a", b"1"), ("a", b"2"))
     with running(work(Recorder(out))):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import psutil
 import pytest
 from tests.fakes.kubernetes import FakeKubernetes
+from tests.polling import until
 
 from shortstack.core.clock import SystemClock
 from shortstack.storage.blobs import MemoryBlobStore
@@ -169,16 +169,12 @@ def order(attempt: int = 1) -> AttemptOrder:
     return AttemptOrder("run-1", attempt, "manifest.json", 1, {"seed": 42})
 
 
-def until(launcher: Launcher, attempt: int, phase: AttemptPhase) -> Any:
+def reached(launcher: Launcher, attempt: int, phase: AttemptPhase) -> Any:
     return _poll(lambda: launcher.status("run-1", attempt), lambda status: status.phase is phase)
 
 
 def _poll(ask: Callable[[], Any], met: Callable[[Any], bool]) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while not met(found := ask()):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.01)
-    return found
+    return until(lambda: found if met(found := ask()) else None, ask, deadline_s=DEADLINE_S)
 
 
 def test_an_attempt_is_absent_until_launched_and_then_runs(place: Place) -> None:
@@ -193,14 +189,14 @@ def test_a_success_has_its_export(place: Place) -> None:
     launcher = place.launcher()
     launcher.launch(order())
     place.succeed("run-1", 1)
-    assert until(launcher, 1, AttemptPhase.SUCCEEDED).export == EXPORT
+    assert reached(launcher, 1, AttemptPhase.SUCCEEDED).export == EXPORT
 
 
 def test_a_failure_has_its_reason(place: Place) -> None:
     launcher = place.launcher()
     launcher.launch(order())
     place.fail("run-1", 1)
-    status = until(launcher, 1, AttemptPhase.FAILED)
+    status = reached(launcher, 1, AttemptPhase.FAILED)
     assert (status.code, status.message, status.final) == ("no_rows", "nothing to train on", True)
 
 
@@ -208,7 +204,7 @@ def test_what_is_killed_is_lost_and_another_attempt_may_follow(place: Place) -> 
     launcher = place.launcher()
     launcher.launch(order())
     place.lose("run-1", 1)
-    until(launcher, 1, AttemptPhase.LOST)
+    reached(launcher, 1, AttemptPhase.LOST)
     launcher.launch(order(2))
     assert launcher.status("run-1", 2).phase is AttemptPhase.RUNNING
     assert launcher.status("run-1", 1).phase is AttemptPhase.LOST
@@ -220,7 +216,7 @@ def test_the_name_is_the_lock(place: Place, ended: bool) -> None:
     launcher.launch(order())
     if ended:
         place.succeed("run-1", 1)
-        until(launcher, 1, AttemptPhase.SUCCEEDED)
+        reached(launcher, 1, AttemptPhase.SUCCEEDED)
     launcher.launch(order())
     expected = AttemptPhase.SUCCEEDED if ended else AttemptPhase.RUNNING
     assert launcher.status("run-1", 1).phase is expected
@@ -232,7 +228,7 @@ def test_another_launcher_finds_the_attempt_even_before_its_agent_is_up(place: P
     assert again.status("run-1", 1).phase is AttemptPhase.RUNNING
     again.launch(order())
     place.succeed("run-1", 1)
-    until(again, 1, AttemptPhase.SUCCEEDED)
+    reached(again, 1, AttemptPhase.SUCCEEDED)
 
 
 def test_a_cancel_ends_an_attempt_that_runs_and_touches_no_other(place: Place) -> None:
@@ -254,7 +250,7 @@ def test_a_run_that_is_over_may_be_forgotten_twice(place: Place) -> None:
     launcher = place.launcher()
     launcher.launch(order())
     place.succeed("run-1", 1)
-    until(launcher, 1, AttemptPhase.SUCCEEDED)
+    reached(launcher, 1, AttemptPhase.SUCCEEDED)
     launcher.forget("run-1")
     launcher.forget("run-1")
     assert launcher.status("run-1", 1).export == EXPORT
@@ -277,4 +273,4 @@ def test_in_a_cluster_attempts_outlive_the_controllers_pod(place: Place) -> None
     again = place.launcher()
     assert again.status("run-1", 1).phase is AttemptPhase.RUNNING
     place.succeed("run-1", 1)
-    until(again, 1, AttemptPhase.SUCCEEDED)
+    reached(again, 1, AttemptPhase.SUCCEEDED)

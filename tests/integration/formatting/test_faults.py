@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from tests.polling import until
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.config import ServiceConfig
@@ -113,13 +113,12 @@ class World:
         return accepted, announced, [entry for entry in entries if entry.publication in ids]
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            if time.monotonic() > deadline:
-                raise AssertionError(
-                    f"{what}: not within {DEADLINE_S} s; {self.log('ingestion')} {self.log('formatting')}"
-                )
-            time.sleep(0.2)
+        until(
+            condition,
+            lambda: f"{what}; {self.log('ingestion')} {self.log('formatting')}",
+            deadline_s=DEADLINE_S,
+            every_s=0.2,
+        )
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from tests.integration.gateway.fakes import (
     LoopThread,
     ModelServer,
     tiny_tokenizer,
-    wait_until,
 )
+from tests.polling import until
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.digest import sha256_hex
@@ -96,7 +96,7 @@ class Stack:
     def serve(self, name: str, **changes: Any) -> None:
         """Tells a model and waits until the gateway lists it."""
         self.serving.put(self.model(name, **changes))
-        wait_until(lambda: name in self.names(), f"{name} in /v1/models")
+        until(lambda: name in self.names(), f"{name} in /v1/models")
 
     def names(self) -> list[str]:
         """Ids in /v1/models."""

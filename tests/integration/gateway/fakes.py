@@ -6,7 +6,7 @@ import asyncio
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,13 +224,3 @@ def tiny_tokenizer() -> tuple[bytes, bytes]:
     )
     config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": template}
     return tokenizer.to_str().encode(), json.dumps(config).encode()
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-    """Polls until ``condition`` holds."""
-    waiting = threading.Event()
-    for _ in range(int(seconds / 0.01)):
-        if condition():
-            return
-        waiting.wait(0.01)
-    raise AssertionError(f"{what}: not within {seconds} s")

@@ -7,7 +7,8 @@ import openai
 import pytest
 from benchmarks.stub_tgi import KEEP_ALIVE, Reply, error_event, token_events
 from tests.integration.gateway.conftest import Stack
-from tests.integration.gateway.fakes import BASE, FINE_TUNE, wait_until
+from tests.integration.gateway.fakes import BASE, FINE_TUNE
+from tests.polling import until
 
 QUESTION = [{"role": "user", "content": "Hi"}]
 
@@ -188,7 +189,7 @@ def test_an_answer_that_takes_too_long_is_ended(stack: Stack) -> None:
         stack.client().chat.completions.create(model=BASE, messages=QUESTION)
     assert caught.value.status_code == 504
     assert caught.value.code == "answer_timeout"
-    wait_until(lambda: stack.model_server.stub.left == 1, "the model server sees the gateway leave")
+    until(lambda: stack.model_server.stub.left == 1, "the model server sees the gateway leave")
 
 
 def test_a_server_that_is_away_is_503(stack: Stack) -> None:
@@ -213,8 +214,8 @@ def test_a_client_that_leaves_ends_the_generation_and_is_counted(stack: Stack) -
         "POST", f"{stack.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {stack.key}"}
     ) as reply:
         next(reply.iter_lines())
-    wait_until(lambda: stack.model_server.stub.left == 1, "the model server sees its client leave")
-    wait_until(lambda: used(stack)[0] == 1, "the answer is in the books")
+    until(lambda: stack.model_server.stub.left == 1, "the model server sees its client leave")
+    until(lambda: used(stack)[0] == 1, "the answer is in the books")
     assert 0 < used(stack)[1] < 400
 
 
@@ -223,7 +224,7 @@ def test_a_client_that_leaves_before_the_reply_ends_the_generation_too(stack: St
     stack.model_server.replies.append(Reply([step for event in events for step in (event, 0.02)]))
     with pytest.raises(openai.APITimeoutError):
         stack.client().chat.completions.create(model=BASE, messages=QUESTION, timeout=0.3)
-    wait_until(lambda: stack.model_server.stub.left == 1, "the model server sees its client leave")
+    until(lambda: stack.model_server.stub.left == 1, "the model server sees its client leave")
 
 
 def used(stack: Stack) -> tuple[int, int]:

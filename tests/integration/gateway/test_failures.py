@@ -11,7 +11,8 @@ import openai
 import pytest
 from benchmarks.stub_tgi import Reply, token_events
 from tests.integration.gateway.conftest import Stack
-from tests.integration.gateway.fakes import BASE, wait_until
+from tests.integration.gateway.fakes import BASE
+from tests.polling import until
 
 from shortstack.core.digest import sha256_hex
 
@@ -27,7 +28,7 @@ def test_a_failure_that_nobody_foresaw_is_an_error_object_too(stack: Stack) -> N
     assert (error["type"], error["code"], error["param"]) == ("server_error", "internal_error", None)
     assert "files" not in error["message"]
     # The line is written once the answer has gone out.
-    wait_until(lambda: reply.headers["x-request-id"] in stack.logs.getvalue(), "the request's line in the log")
+    until(lambda: reply.headers["x-request-id"] in stack.logs.getvalue(), "the request's line in the log")
 
 
 @pytest.mark.parametrize("junk", [b"data: 5\n\n", b'data: {"token": null}\n\n', b"data: {]\n\n"])
@@ -54,15 +55,15 @@ def counted(stack: Stack, outcome: str) -> float:
 def test_an_answer_that_breaks_off_is_counted_though_its_status_was_200(stack: Stack, stream: bool) -> None:
     assert counted(stack, "broken off") == counted(stack, "whole") == 0
     stack.client().chat.completions.create(model=BASE, messages=QUESTION)
-    wait_until(lambda: counted(stack, "whole") == 1, "the whole answer is counted")
+    until(lambda: counted(stack, "whole") == 1, "the whole answer is counted")
     stack.model_server.replies.append(Reply([*token_events(["Hello", " there"])[:1], 0.05, None]))
     with pytest.raises(openai.APIError):
         list(stack.client().chat.completions.create(model=BASE, messages=QUESTION, stream=stream))
-    wait_until(lambda: counted(stack, "broken off") == 1, "the broken answer is counted")
+    until(lambda: counted(stack, "broken off") == 1, "the broken answer is counted")
     stack.model_server.replies.append(Reply([step for event in token_events(["x"] * 400) for step in (event, 0.05)]))
     with stack.client().chat.completions.create(model=BASE, messages=QUESTION, stream=True) as left:
         next(iter(left))
-    wait_until(lambda: counted(stack, "client gone") == 1, "the answer that was left is counted")
+    until(lambda: counted(stack, "client gone") == 1, "the answer that was left is counted")
 
 
 def test_a_client_that_leaves_in_its_own_request_is_no_failure(stack: Stack) -> None:
@@ -70,8 +71,8 @@ def test_a_client_that_leaves_in_its_own_request_is_no_failure(stack: Stack) -> 
     with socket.create_connection((address.host, address.port)) as client:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {stack.key}\r\n"
         client.sendall(f'{head}content-length: 5000\r\n\r\n{{"model"'.encode())
-        wait_until(lambda: bool(client.getsockname()), "connected")
-    wait_until(lambda: '"status":499' in stack.logs.getvalue().replace('": ', '":'), "the request is logged as left")
+        until(lambda: bool(client.getsockname()), "connected")
+    until(lambda: '"status":499' in stack.logs.getvalue().replace('": ', '":'), "the request is logged as left")
     assert "request failed" not in stack.logs.getvalue()
 
 
@@ -132,7 +133,7 @@ def test_a_loop_that_dies_is_told_and_the_gateway_goes_on_answering(
 
     monkeypatch.setattr(Prompters, "warm", dies)
     stack.serve("another")
-    wait_until(lambda: httpx.get(f"{stack.url}/readyz").status_code == 503, "the gateway is not ready")
+    until(lambda: httpx.get(f"{stack.url}/readyz").status_code == 503, "the gateway is not ready")
     assert "tokenizers loop" in httpx.get(f"{stack.url}/readyz").json()["waiting"]
     assert "nobody foresaw this" in stack.logs.getvalue()
     assert stack.client().chat.completions.create(model=BASE, messages=QUESTION).choices[0].message.content

@@ -9,7 +9,8 @@ import httpx
 import openai
 import pytest
 from tests.integration.gateway.conftest import Stack
-from tests.integration.gateway.fakes import BASE, FINE_TUNE, wait_until
+from tests.integration.gateway.fakes import BASE, FINE_TUNE
+from tests.polling import until
 
 from shortstack.messages.v1 import serving_pb2 as sv
 
@@ -41,7 +42,7 @@ def test_an_unknown_model_is_404_and_names_the_nearest(stack: Stack) -> None:
 
 def test_a_loading_model_is_503_with_state_progress_and_retry_after(stack: Stack) -> None:
     stack.serving.put(stack.model("new", state=sv.MODEL_STATE_LOADING, progress=0.4, message="Fetching weights."))
-    wait_until(lambda: "new" not in stack.names() and knows(stack, "new"), "the model is known")
+    until(lambda: "new" not in stack.names() and knows(stack, "new"), "the model is known")
     with pytest.raises(openai.InternalServerError) as caught:
         ask(stack, "new")
     error = caught.value
@@ -61,7 +62,7 @@ def knows(stack: Stack, model: str) -> bool:
 
 def test_a_refused_model_takes_no_traffic_and_says_why(stack: Stack) -> None:
     stack.serving.put(stack.model("bad", state=sv.MODEL_STATE_REFUSED, message="It answers as the base does."))
-    wait_until(lambda: "refused" in stack.get("/v1/models/bad").text, "the model is refused")
+    until(lambda: "refused" in stack.get("/v1/models/bad").text, "the model is refused")
     with pytest.raises(openai.NotFoundError, match=r"was refused\. It answers as the base does"):
         ask(stack, "bad")
 
@@ -69,13 +70,13 @@ def test_a_refused_model_takes_no_traffic_and_says_why(stack: Stack) -> None:
 def test_an_alias_moves_over_models_by_weight(stack: Stack) -> None:
     weights = [sv.Weight(model=BASE, weight=9), sv.Weight(model=FINE_TUNE, weight=1)]
     stack.serving.put(sv.AliasSnapshot(alias="support@prod", owner="default", weights=weights))
-    wait_until(lambda: "support@prod" in stack.names(), "the alias is listed")
+    until(lambda: "support@prod" in stack.names(), "the alias is listed")
     answered = Counter(ask(stack, "support@prod", user=f"user-{number}") for number in range(60))
     assert answered[BASE] > answered[FINE_TUNE] > 0
     assert len({ask(stack, "support@prod", user="the-same") for _ in range(5)}) == 1
     moved = [sv.Weight(model=FINE_TUNE, weight=1)]
     stack.serving.put(sv.AliasSnapshot(alias="support@prod", owner="default", weights=moved))
-    wait_until(lambda: ask(stack, "support@prod", user="the-same") == FINE_TUNE, "the alias moved")
+    until(lambda: ask(stack, "support@prod", user="the-same") == FINE_TUNE, "the alias moved")
 
 
 def test_an_operators_alias_of_a_base_answers_too(stack: Stack) -> None:
@@ -92,7 +93,7 @@ def test_routes_last_known_stay_while_serving_is_away(stack: Stack) -> None:
 def test_a_new_watch_replaces_the_routes_once_it_is_whole(stack: Stack) -> None:
     stack.serving.forget(f"model/{FINE_TUNE}")
     stack.serving.close_watches()
-    wait_until(lambda: FINE_TUNE not in stack.names(), "the dropped model is gone")
+    until(lambda: FINE_TUNE not in stack.names(), "the dropped model is gone")
     assert ask(stack, BASE) == BASE
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from tests.polling import until
 
 from shortstack.inference.engine.answer import Event
 from shortstack.inference.validation import Job, Sampling
@@ -220,13 +220,6 @@ def test_an_adapter_of_nan_is_a_generation_error(client: httpx.Client, make_adap
     assert stream(client, adapter_id="nan", max_new_tokens=5)[0]["error_type"] == "generation"
     assert client.post("/generate", json=body(max_new_tokens=5)).status_code == 200
     client.delete("/adapters/nan")
-
-
-def until(holds: Callable[[], bool], within: float = 30) -> None:
-    deadline = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
 
 
 def test_a_full_server_refuses_and_a_client_that_leaves_makes_room(serving: Callable[..., Any]) -> None:

@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.polling import until
 
 from shortstack.core.errors import Fatal
 from shortstack.inference.config import InferenceConfig
@@ -41,14 +41,13 @@ def process(model: Path, log: Path, **environment: str) -> Iterator[subprocess.P
 
 def address(running: subprocess.Popen[bytes], log: Path) -> str:
     """Where it says that it listens."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+
+    def look() -> str | None:
         found = re.search(r"listening on (http://[\d.:]+)", log.read_text("utf-8"))
-        if found:
-            return found[1]
-        assert running.poll() is None, log.read_text("utf-8")
-        time.sleep(0.05)
-    raise AssertionError(f"not listening: {log.read_text('utf-8')}")
+        assert found or running.poll() is None, log.read_text("utf-8")
+        return found and found[1]
+
+    return until(look, lambda: log.read_text("utf-8"), deadline_s=120) or ""
 
 
 def last_event(raw: bytes) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from tests.polling import until
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.config import ServiceConfig
@@ -134,15 +134,17 @@ class Stack:
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Waits until ``condition`` holds; fails with what there is after a deadline."""
-        deadline = time.monotonic() + _DEADLINE_S
-        while not condition():
+
+        def look() -> bool:
+            if condition():
+                return True
             for component in self.running:
                 failed = getattr(component, "failed", None)
                 if failed is not None:
                     raise failed
-            if time.monotonic() > deadline:
-                raise AssertionError(f"not within {_DEADLINE_S} s; events: {self.events()}; dead: {self.dead()}")
-            time.sleep(0.02)
+            return False
+
+        until(look, lambda: f"events: {self.events()}; dead: {self.dead()}", deadline_s=_DEADLINE_S)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.polling import until
 
 from shortstack.core.errors import Fatal
 from shortstack.local.doctor import CHECKS, doctor
@@ -50,11 +51,8 @@ def test_down_ends_what_a_supervisor_that_died_left_behind(settings: LocalSettin
         for name, offset in (("serving", 1), ("trainer", 2))
     )
     try:
-        deadline = time.monotonic() + 20
         journal = tmp_path / "journal"
-        while not journal.exists() or len(journal.read_text().splitlines()) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: journal.exists() and len(journal.read_text().splitlines()) >= 2, "both toys run")
         record = ProcessRecord("serving", known.pid, created_at(known.pid), "ready", time.time())
         write_record(settings.run_folder, record)
         assert down(settings) == ["serving"]

@@ -6,14 +6,14 @@ import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import pytest
+from tests.polling import until
 
 from shortstack.core.errors import Fatal, ShortstackError
 from shortstack.local.processes import read_record
@@ -22,13 +22,6 @@ from shortstack.local.settings import LocalSettings
 from shortstack.local.supervisor import BackOff, Supervisor
 
 TOY = Path(__file__).with_name("toy.py")
-
-
-def until(holds: Callable[[], bool], within_s: float = 20.0) -> None:
-    end = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < end, "it did not come about in time"
-        time.sleep(0.02)
 
 
 @dataclass

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.integration.serving.conftest import BASE, Fine
+from tests.polling import until
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.config import ServiceConfig
@@ -28,14 +28,6 @@ from shortstack.streams.state import StateReader, StateWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 DEADLINE_S = 60
-
-
-def until(met: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := met()):
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from tests.polling import until
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.config import ServiceConfig
@@ -83,13 +83,12 @@ def read_all(broker: KafkaBroker, topic: str) -> list[Delivery]:
 
 
 def wait_done(broker: KafkaBroker) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while True:
+    def look() -> bool:
         with suppress(Transient):
-            if broker.lag("copier", [RECORDS_RAW.name]) == 0:
-                return
-        assert time.monotonic() < deadline, "the worker does not come to the end"
-        time.sleep(0.1)
+            return broker.lag("copier", [RECORDS_RAW.name]) == 0
+        return False
+
+    until(look, "the worker comes to the end", deadline_s=WITHIN_S, every_s=0.1)
 
 
 def test_a_worker_and_a_state_topic_ride_out_a_killed_broker(local: LocalBroker, telemetry: Telemetry) -> None:

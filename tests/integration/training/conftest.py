@@ -6,16 +6,17 @@ import io
 import json
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from tests import polling
 from tests.integration.training.trainer.conftest import records, tiny_llama
 
 from shortstack.core.config import ServiceConfig
@@ -32,16 +33,8 @@ from shortstack.training.processes import ProcessLauncher, attempt_paths
 __all__ = ["tiny_llama"]
 
 DEADLINE_S = 400
+until = partial(polling.until, deadline_s=DEADLINE_S)
 MANIFEST = "publications/default/pub-1/versions/v1/manifest.json"
-
-
-def until(met: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
-    """Polls until something is true."""
-    deadline = time.monotonic() + deadline_s
-    while not (found := met()):
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.02)
-    return found
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:

@@ -77,7 +77,7 @@ def test_a_cancel_before_the_trainer_is_up_is_not_lost(bench: Bench, launcher: P
         launcher.cancel(bench.run, 1)
         return launcher.status(bench.run, 1).phase is AttemptPhase.FAILED
 
-    until(over, "the end of a cancelled attempt", 60)
+    until(over, "the end of a cancelled attempt", deadline_s=60)
     assert launcher.status(bench.run, 1).code == STOPPED
     assert bench.steps(1) == []
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from tests.polling import until
 from tests.unit.assembly.ledgers import publication, segment
 
 from shortstack.assembly.child import ChildAssembler
@@ -51,9 +51,7 @@ def test_closing_ends_a_child_at_once(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=call)
     thread.start()
-    deadline = time.monotonic() + DEADLINE_S
-    while not assembler.running and time.monotonic() < deadline:
-        threading.Event().wait(0.01)
+    until(lambda: assembler.running, "a child runs", deadline_s=DEADLINE_S)
     assembler.close()
     thread.join(DEADLINE_S)
     assert not thread.is_alive()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import orjson
 from google.protobuf.message import Message as ProtoMessage
+from tests.polling import until
 from tests.unit.assembly.ledgers import accepted, announced, publication, segment
 
 from shortstack.assembly.assemble import assemble
@@ -100,12 +100,11 @@ class World:
 
 
 def turn_until(controller: DatasetController, met: Callable[[dict[str, ds.DatasetSnapshot]], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
+    def look() -> bool:
         controller.turn()
-        if met(controller.snapshots()):
-            return
-    raise AssertionError(f"not reached: {controller.snapshots()}")
+        return met(controller.snapshots())
+
+    until(look, controller.snapshots, deadline_s=DEADLINE_S, every_s=0)
 
 
 def state_is(state: int, name: str = "pub-faq") -> Callable[[dict[str, ds.DatasetSnapshot]], bool]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import structlog
+from tests.polling import until
 
 from shortstack.core.clock import FakeClock
 from shortstack.ingestion.publishing.upload_watch import UploadWatch, upload_publication
@@ -52,12 +52,12 @@ class World:
 
     def settle(self) -> None:
         """Waits until every watch has looked twice at all there is."""
-        for watch in self.watches:
-            seen = watch.looks
-            deadline = time.monotonic() + DEADLINE_S
-            while watch.looks < seen + 2 and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert watch.looks >= seen + 2
+        seen = [watch.looks + 2 for watch in self.watches]
+        until(
+            lambda: all(watch.looks >= enough for watch, enough in zip(self.watches, seen, strict=True)),
+            "two more looks",
+            deadline_s=DEADLINE_S,
+        )
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
+
+from tests.polling import until
 
 from shortstack.core.clock import FakeClock, SystemClock
 from shortstack.core.config import ServiceConfig
@@ -60,10 +61,12 @@ def test_a_deaf_consumer_is_replaced() -> None:
     with Telemetry.start("formatting", ServiceConfig()) as telemetry:
         worker = BatchWorker(broker, "formatting", [RECORDS_RAW.name], handler, Health(60, clock), telemetry, clock)
         worker.start()
-        deadline = time.monotonic() + DEADLINE_S
-        while not handler.got.is_set() and time.monotonic() < deadline:
+
+        def a_second_later() -> bool:
             clock.advance(1.0)
-            handler.got.wait(0.05)
+            return handler.got.wait(0.05)
+
+        until(a_second_later, "a message", deadline_s=DEADLINE_S)
         worker.stop(5)
 
     assert handler.got.is_set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import orjson
 from google.protobuf.message import Message as ProtoMessage
 from prometheus_client import CollectorRegistry
+from tests.polling import until
 
 from shortstack.core.clock import FakeClock
 from shortstack.core.telemetry import Telemetry
@@ -55,12 +55,12 @@ class Running:
 
     def until(self, met: Callable[[dict[str, tr.TrainingRecord]], bool]) -> None:
         """Turns until what it shows meets a condition."""
-        deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline:
+
+        def look() -> bool:
             self.turn()
-            if met(self.controller.shown()):
-                return
-        raise AssertionError(f"not reached: {self.controller.shown()}")
+            return met(self.controller.shown())
+
+        until(look, self.controller.shown, deadline_s=DEADLINE_S, every_s=0)
 
     def job(self, job: str) -> tr.JobSnapshot:
         return self.controller.shown()[f"job/{job}"].job

@@ -4,10 +4,10 @@ story is told in one chain of attempts."""
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 
 import pytest
+from tests.polling import until
 
 from .conftest import Run
 
@@ -54,11 +54,9 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(new_run: Callable[
 def test_a_run_asked_to_stop_leaves_a_checkpoint_and_says_so(new_run: Callable[..., Run]) -> None:
     run = new_run(max_steps=2000, save_steps=1000)
     process = run.start()
-    deadline = time.monotonic() + 200
-    while not (run.folder / "events.jsonl").exists() or not run.events("step"):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    events = run.folder / "events.jsonl"
+    until(lambda: process.poll() is not None or (events.exists() and run.events("step")), "a step", deadline_s=200)
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) != 0
     assert [event["code"] for event in run.events("failed")] == ["stopped"]
