@@ -19,19 +19,15 @@ RUN mkdir -p /opt/shortstack/requirements \
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \
     python /build/install.py torch
-RUN libraries="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch/lib" \
-    && mkdir /stand-ins && touch /began && bash /lab/torch-cpu-stubs "${libraries}" \
-    && find "${libraries}" -maxdepth 1 -type f -newer /began -exec mv -t /stand-ins {} +
+RUN bash /lab/torch-cpu-stubs "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch/lib"
 USER 10001:10001
 
 FROM ${BASE_IMAGE}
 USER 0:0
 COPY --from=stand-ins /opt/shortstack/requirements/torch.txt /opt/shortstack/requirements/
-RUN --mount=type=bind,from=build,source=/build,target=/build \
-    --mount=type=bind,from=stand-ins,source=/stand-ins,target=/stand-ins \
-    --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \
-    python /build/install.py torch \
-    && cp /stand-ins/* "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch/lib/"
+# What the base holds already stays as it is, so that this layer is torch's alone.
+RUN --mount=type=bind,from=stand-ins,source=/opt/shortstack,target=/with-torch \
+    cp --archive --no-clobber /with-torch/. /opt/shortstack/
 USER 10001:10001
 LABEL org.opencontainers.image.title="Shortstack: torch, for tests" \
       org.opencontainers.image.description="Shortstack's base with torch for CPUs, transformers, peft and safetensors"
