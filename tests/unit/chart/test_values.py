@@ -32,6 +32,7 @@ from tests.unit.chart.rendering import CHART, ROOT, VALUES, Refused, of_kind, po
         ("gateway.ingress.enabled=true", "hosts"),
         ("baseModels[0].nmae=x", "nmae"),
         ("gateway.replicas=2", "gateway.replicas"),
+        ("serving.rollout=replace,serving.keepSuperseded=true", "serving.keepSuperseded"),
         ("training.env.SHORTSTACK_LAUNCHER=processes", "training.env.SHORTSTACK_LAUNCHER"),
     ],
 )
