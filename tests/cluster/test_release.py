@@ -45,7 +45,7 @@ def test_the_base_model_answers_as_soon_as_all_is_ready(release: Release) -> Non
 
 
 def test_helms_own_test_passes(release: Release) -> None:
-    release.cluster.helm("test", release.name, "--timeout=10m", "--logs")
+    release.cluster.helm("test", release.name, "--timeout=10m")
 
 
 def test_a_dataset_from_a_pod_is_trained_by_a_job_and_served(release: Release, trained: dict[str, Any]) -> None:

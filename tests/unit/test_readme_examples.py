@@ -36,7 +36,7 @@ def test_the_python_of_the_readme_is_python(repository: Path) -> None:
 
 def test_the_commands_of_the_readme_exist(repository: Path) -> None:
     shell = "\n".join(blocks(repository / "README.md", "sh"))
-    used = re.findall(r"(?:\.venv/bin/)?shortstack ([a-z]+)(?: ([a-z]+))?", shell)
+    used = re.findall(r"(?m)(?:^|-- )(?:\.venv/bin/)?shortstack ([a-z]+)(?: ([a-z]+))?", shell)
     assert used
     root = get_command(app)
     for name, sub in used:
