@@ -77,6 +77,7 @@ def queries(board: dict[str, Any]) -> dict[tuple[str, str], str]:
 @pytest.fixture(scope="module")
 def prometheus(stack: Stack, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Prometheus as deploy/prometheus/prometheus.yml has it, at this stack's ports, a look a second."""
+    stack.ended_dataset("persona")
     ended = stack.ended_job(stack.job_of("persona"), within_s=TRAINED_S)
     assert ended.job.state == tr.JOB_STATE_SUCCEEDED, ended.job
     config = yaml.safe_load((repository / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
