@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shortstack.core.errors import Fatal
-from shortstack.local.broker_pod import main, serve
+from shortstack.local.broker_pod import BrokerPodSettings, main, serve
 from shortstack.local.jars import Jar
 from shortstack.local.java import Java
 
@@ -108,3 +108,9 @@ def test_a_wrong_setting_is_named_by_its_variable(
 def test_a_wrong_call_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve"]) == 64
     assert "broker_pod [fetch FOLDER]" in capsys.readouterr().err
+
+
+def test_the_readme_lists_every_setting_as_it_is(repository: Path) -> None:
+    readme = (repository / "services" / "shortstack" / "local" / "README.md").read_text(encoding="utf-8")
+    for name, field in BrokerPodSettings.model_fields.items():
+        assert f"| `SHORTSTACK_BROKER_{name.upper()}` | `{field.default}` | {field.description} |" in readme
