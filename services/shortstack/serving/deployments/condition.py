@@ -16,6 +16,7 @@ CRASHES: Final = 5
 _WRONG_INPUT: Final = frozenset({65, 66, 73, 77})
 """Exit codes of the container that fetches weights which no repetition mends: the manifest or an object is another
 one, is gone, or is forbidden (`shortstack.core.errors`)."""
+_MEND: Final = "Make room in the quota, or mend what it names; it then starts by itself."
 _EVICTED: Final = (
     "Where room was short, raise serving.server.weightsSize or resources in the values; then deploy the model again."
 )
@@ -92,9 +93,7 @@ def _no_pod(deployment: ClusterObject) -> str:
     for one in (deployment.get("status") or {}).get("conditions") or ():
         if one.get("type") == "ReplicaFailure" and one.get("status") == "True":
             words = str(one.get("message") or one.get("reason") or "no reason given").rstrip(".")
-            return (
-                f"the cluster makes no pod of it: {words}. Make room in the quota, or change the values; it then starts"
-            )
+            return f"the cluster makes no pod of it: {words}. {_MEND}"
     return "its pod is not there yet"
 
 
