@@ -262,7 +262,8 @@ class ServingController:
             del self._found_at[rolling.name]
             self._book.refuse(rolling.name, str(error), error.remedy, now)
         elif isinstance(error, Transient):
-            self._telemetry.log.warning("rollout is tried again", model=rolling.name, error=str(error))
+            if self._book.models[rolling.name].message != str(error):  # a pod may wait for hours
+                self._telemetry.log.warning("rollout is tried again", model=rolling.name, error=str(error))
             self._book.waits(rolling.name, str(error), now)
             self._not_before[rolling.name] = self._clock.monotonic() + _RETRY_S
         else:
