@@ -78,16 +78,25 @@ class Cluster:
         self.kubectl("apply", "--filename=-", given=json.dumps(manifest))
 
     @contextmanager
+    def kept_namespace(self) -> Iterator[None]:
+        """The namespace, made if it is not there, and left."""
+        if self.run("kubectl", "get", "namespace", self.namespace, expect=None).returncode != 0:
+            self._make_namespace()
+        yield
+
+    @contextmanager
     def fresh_namespace(self) -> Iterator[None]:
         """The namespace, made new and deleted with all that is in it."""
         self.run("kubectl", "delete", "namespace", self.namespace, "--ignore-not-found", "--wait")
-        self.run("kubectl", "create", "namespace", self.namespace)
-        enforced = "pod-security.kubernetes.io/enforce=restricted"
-        self.run("kubectl", "label", "namespace", self.namespace, enforced)
+        self._make_namespace()
         try:
             yield
         finally:
             self.run("kubectl", "delete", "namespace", self.namespace, "--wait=false")
+
+    def _make_namespace(self) -> None:
+        self.run("kubectl", "create", "namespace", self.namespace)
+        self.run("kubectl", "label", "namespace", self.namespace, "pod-security.kubernetes.io/enforce=restricted")
 
     @contextmanager
     def forwarded(self, target: str, port: int) -> Iterator[int]:

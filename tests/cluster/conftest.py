@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,10 +29,15 @@ def images(cluster: Cluster) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def release(cluster: Cluster, images: dict[str, Any]) -> Iterator[Release]:
-    """The release of most tests: one small node, no GPU, everything embedded."""
-    inside = cluster.within("shortstack-test")
-    with inside.fresh_namespace():
+    """The release of most tests: one small node, no GPU, everything embedded.
+
+    SHORTSTACK_TEST_NAMESPACE names a namespace to keep instead, for work on a single test.
+    """
+    kept = os.environ.get("SHORTSTACK_TEST_NAMESPACE")
+    inside = cluster.within(kept or "shortstack-test")
+    with inside.kept_namespace() if kept else inside.fresh_namespace():
         made = Release(inside, "shortstack", images, [SMALL])
-        made.install()
+        if not made.is_installed():
+            made.install()
         made.until_ready()
         yield made

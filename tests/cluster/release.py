@@ -67,6 +67,10 @@ class Release:
         files = [argument for file in self.files for argument in ("--values", str(file))]
         return [self.name, str(CHART), *files, *(f"--set-json={key}={json.dumps(v)}" for key, v in values.items())]
 
+    def is_installed(self) -> bool:
+        """Whether a release of that name is there."""
+        return self.cluster.helm("status", self.name, expect=None).returncode == 0
+
     def install(self, *, wait: bool = False) -> None:
         """``helm install``."""
         self.cluster.helm("install", *self._arguments(self.values), *(["--wait", "--timeout=10m"] if wait else []))

@@ -68,16 +68,18 @@ def test_the_trainer_killed_after_its_second_checkpoint_goes_on_and_its_model_ta
     release: Release, trained: dict[str, Any]
 ) -> None:
     old = trained["model"]
-    release.publish("second", persona_message("second", seed=7, save_steps=20))
+    release.publish("second", persona_message("second", seed=7, max_steps=60, save_steps=20))
     with release.chatting(ALIAS, NAME) as chats:
         run = release.until(lambda: next((r for r in release.runs("second") if step(r) > 45), None))
-        pod = f"shortstack/run={run['run']}"
-        release.cluster.kubectl("delete", "pod", "--selector", pod, "--grace-period=0", "--force")
+        (pod,) = [p for p in words(release.cluster.items("pods")) if p.startswith(f"train-{run['run']}-a1")]
+        release.cluster.kubectl("delete", "pod", pod, "--grace-period=0", "--force")
         ended = job_of(release, "second")
         moved = len(chats.answers)
         release.until(lambda: len(chats.answers) > moved + 10)
     assert ended["state"] == "succeeded", ended
-    assert (ended["attempt"], ended["step"]) == (2, "106/106")
+    assert (ended["attempt"], ended["step"]) == (2, "60/60")
+    (prepared,) = [p for p in words(release.cluster.items("pods")) if p.startswith(f"train-{run['run']}-a2")]
+    assert '"resumes_at_step":40' in release.cluster.kubectl("logs", prepared, "--container=prepare").stdout
     assert chats.failures == []
     # One switch: nobody was answered by the old model after someone had been by the new one.
     assert changes(chats.answers) <= 1, chats.answers
