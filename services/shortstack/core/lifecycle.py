@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -16,7 +17,7 @@ import structlog
 
 from shortstack.core.errors import ShortstackError, wire_code
 
-__all__ = ["Component", "run_service", "run_until_signal"]
+__all__ = ["Background", "Component", "run_service", "run_until_signal"]
 
 _WATCH_S: Final = 0.1
 _ABORT_AFTER_S: Final = 5.0
@@ -36,6 +37,47 @@ class Component(Protocol):
     def stop(self, deadline_s: float) -> None:
         """Ends within ``deadline_s`` seconds. Calling it twice, or before `start`, does nothing."""
         ...
+
+
+class Background(ABC):
+    """A component with one thread of its own, which ends by itself only when it fails.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
+        self.failed: Exception | None = None
+
+    def start(self) -> None:
+        """Starts the thread; waits for nothing."""
+        self._thread.start()
+
+    def stop(self, deadline_s: float) -> None:
+        """Lets the round under way end."""
+        self._stopping.set()
+        self.join(deadline_s)
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits for the thread to end; whether it did, or never began."""
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @abstractmethod
+    def _run(self) -> None:
+        """The thread's work, until ``_stopping`` is set. What it raises ends the process."""
+
+    def _fail(self, error: Exception) -> None:
+        self.failed = error
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except Exception as error:  # noqa: BLE001 - `run_until_signal` ends the process with it
+            self._fail(error)
 
 
 def run_until_signal(

@@ -6,12 +6,12 @@ anything else ends the process, which says why.
 
 from __future__ import annotations
 
-import threading
 from typing import Final, Protocol
 
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Transient
 from shortstack.core.health import Health
+from shortstack.core.lifecycle import Background
 from shortstack.core.telemetry import Telemetry
 
 __all__ = ["Loop", "Turning"]
@@ -35,7 +35,7 @@ class Turning(Protocol):
         ...
 
 
-class Loop:
+class Loop(Background):
     """A component around a `Turning`.
 
     Args:
@@ -43,33 +43,19 @@ class Loop:
     """
 
     def __init__(self, name: str, turning: Turning, health: Health, telemetry: Telemetry, clock: Clock) -> None:
+        super().__init__(name)
         self._name, self._turning, self._health = name, turning, health
         self._telemetry, self._clock = telemetry, clock
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
         self._waits = telemetry.metrics.waits.labels(name)
-        self.failed: Exception | None = None
         health.ready(name, False, "starting")
 
-    def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
-
-    def stop(self, deadline_s: float) -> None:
-        """Lets the turn under way end."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(deadline_s)
-
-    def _guarded(self) -> None:
+    def _run(self) -> None:
         try:
-            self._run()
-        except Exception as error:  # noqa: BLE001 - the composition root ends the process and says why
-            self.failed = error
+            self._turn()
         finally:
             self._turning.close()
 
-    def _run(self) -> None:
+    def _turn(self) -> None:
         opened = False
         while not self._stopping.is_set():
             try:

@@ -19,6 +19,7 @@ from shortstack.core.clock import Clock
 from shortstack.core.errors import Poison, Transient
 from shortstack.core.health import Health
 from shortstack.core.identity import check_name
+from shortstack.core.lifecycle import Background
 from shortstack.core.telemetry import Telemetry
 from shortstack.core.tracing import TRACEPARENT, span
 from shortstack.ingestion.publishing.publisher import Abandoned, Publisher
@@ -61,7 +62,7 @@ class _Held:
         return offset if offset is not None and offset != self.committed else None
 
 
-class IngestionWorker:
+class IngestionWorker(Background):
     """A member of the group ``ingestion``. A component: one thread polls, a pool works.
 
     Args:
@@ -85,6 +86,7 @@ class IngestionWorker:
         *,
         workers: int = 8,
     ) -> None:
+        super().__init__(GROUP)
         self._broker, self._topics = broker, tuple(topics)
         self._requests, self._publisher, self._producer = requests, publisher, producer
         self._health, self._telemetry, self._clock = health, telemetry, clock
@@ -92,35 +94,23 @@ class IngestionWorker:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="publication")
         self._lock = threading.Lock()
         self._held: dict[Partition, _Held] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=GROUP, daemon=True)
         self._waits = telemetry.metrics.waits.labels(GROUP)
-        self.failed: Exception | None = None
         health.ready(GROUP, False, "waiting for Kafka")
-
-    def start(self) -> None:
-        """Begins to read as soon as the broker answers."""
-        self._thread.start()
 
     def stop(self, deadline_s: float) -> None:
         """Leaves what is under way to whoever reads it next, commits what is done, leaves the group."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(deadline_s)
+        super().stop(deadline_s)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                try:
-                    self._session()
-                except Transient as error:
-                    self._waits.inc()
-                    self._health.ready(GROUP, False, str(error))
-                    self._stopping.wait(_RECONNECT_S)
-                self._health.progress()
-        except Exception as error:  # noqa: BLE001 - `run_until_signal` ends the process with it
-            self._fail(error)
+        while not self._stopping.is_set():
+            try:
+                self._session()
+            except Transient as error:
+                self._waits.inc()
+                self._health.ready(GROUP, False, str(error))
+                self._stopping.wait(_RECONNECT_S)
+            self._health.progress()
 
     def _session(self) -> None:
         """One membership in the group."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Final
 
 from shortstack.core.errors import Transient
+from shortstack.core.lifecycle import Background
 from shortstack.streams.broker import Broker, Reader
 
 __all__ = ["Following"]
@@ -14,7 +14,7 @@ __all__ = ["Following"]
 _RETRY_S: Final = 1.0
 
 
-class Following:
+class Following(Background):
     """A component around ``step``, which is called again and again and takes what its reader has.
 
     Args:
@@ -24,20 +24,8 @@ class Following:
     """
 
     def __init__(self, broker: Broker, topic: str, step: Callable[[Reader], None], *, from_end: bool = False) -> None:
+        super().__init__(f"following {topic}")
         self._broker, self._topic, self._step, self._from_end = broker, topic, step, from_end
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"following {topic}", daemon=True)
-        self.failed: Exception | None = None
-
-    def start(self) -> None:
-        """Begins as soon as the broker answers."""
-        self._thread.start()
-
-    def stop(self, deadline_s: float) -> None:
-        """Lets the step under way end."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(deadline_s)
 
     def _run(self) -> None:
         reader: Reader | None = None
@@ -49,8 +37,6 @@ class Following:
                     self._step(reader)
                 except Transient:
                     self._stopping.wait(_RETRY_S)
-        except Exception as error:  # noqa: BLE001 - `run_until_signal` ends the process with it
-            self.failed = error
         finally:
             if reader is not None:
                 reader.close()

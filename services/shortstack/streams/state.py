@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Fatal, Invalid, Transient
+from shortstack.core.lifecycle import Background
 from shortstack.messages.v1.state_pb2 import StateEnvelope
 from shortstack.streams.broker import Broker, Delivery, Position, Producer, Reader
 from shortstack.streams.envelope import outbound
@@ -252,7 +253,7 @@ class _Watcher(Generic[M]):
     unseen: dict[str, M | None] = field(default_factory=dict)
 
 
-class StateReader(Generic[M]):
+class StateReader(Background, Generic[M]):
     """Follows a state topic in a thread of its own. A component; its questions may be asked from any thread.
 
     Args:
@@ -262,32 +263,23 @@ class StateReader(Generic[M]):
     """
 
     def __init__(self, broker: Broker, topic: Topic, message_type: type[M]) -> None:
+        super().__init__(f"state {topic.name}")
         self._broker = broker
         self._topic = topic
         self._fold: StateFold[M] = StateFold(message_type)
         self._changed = threading.Condition()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
         self._asked = 1  # the first question is its own: is the beginning read?
         self._answered = 0
         self._watchers: list[_Watcher[M]] = []
         self._newcomers: list[Callable[[str, M | None], None]] = []
         self._subscribers: list[Callable[[str, M | None], None]] = []
-        self.failed: Exception | None = None
-
-    def start(self) -> None:
-        """Begins to read; waits for nothing."""
-        self._thread = threading.Thread(target=self._run, name=f"state {self._topic.name}", daemon=True)
-        self._thread.start()
 
     def stop(self, deadline_s: float) -> None:
         """Ends the thread and every `watch`."""
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(deadline_s)
-            self._thread = None
+        self.join(deadline_s)
 
     def get(self, key: str) -> M | None:
         """The snapshot of ``key``, as far as read; None if there is none or it is deleted. Do not change it."""
@@ -349,17 +341,14 @@ class StateReader(Generic[M]):
             self._newcomers.append(callback)
 
     def _run(self) -> None:
+        reader = self._connected()
+        if reader is None:
+            return
         try:
-            reader = self._connected()
-            if reader is None:
-                return
-            try:
-                while not self._stopping.is_set():
-                    self._step(reader)
-            finally:
-                reader.close()
-        except Exception as error:  # noqa: BLE001 - `run_until_signal` ends the process with it
-            self.failed = error
+            while not self._stopping.is_set():
+                self._step(reader)
+        finally:
+            reader.close()
 
     def _connected(self) -> Reader | None:
         while not self._stopping.is_set():

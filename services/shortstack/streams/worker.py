@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -13,6 +12,7 @@ from shortstack.core.clock import Clock
 from shortstack.core.errors import Fatal, Poison, Transient
 from shortstack.core.failpoints import failpoint
 from shortstack.core.health import Health
+from shortstack.core.lifecycle import Background
 from shortstack.core.telemetry import Telemetry
 from shortstack.core.tracing import TRACEPARENT, span
 from shortstack.streams.attempts import MAX_ATTEMPTS, AttemptMark
@@ -33,7 +33,7 @@ _SILENCE_S: Final = 5.0
 """Without a message for so long, the broker is asked whether there are any; twice in a row means a deaf client."""
 
 
-class BatchWorker:
+class BatchWorker(Background):
     """A member of ``group`` that reads ``topics``. A component with one thread, which alone uses the consumer.
 
     One round is: read up to ``limits.messages``, handle each in order, flush their outputs, commit. Nothing is
@@ -64,6 +64,7 @@ class BatchWorker:
         limits: WorkerLimits | None = None,
         close_gate: Callable[[], bool] | None = None,
     ) -> None:
+        super().__init__(group)
         self._broker = broker
         self._group = group
         self._topics = tuple(topics)
@@ -75,21 +76,17 @@ class BatchWorker:
         self._limits = limits = limits or WorkerLimits()
         self._close_gate = close_gate or (lambda: False)
         self._gate_closed = False
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
         self._held: dict[Partition, Held] = {}
         self._fates: deque[bool] = deque(maxlen=limits.dead_letters.window if limits.dead_letters else 1)
         self._own: dict[Partition, AttemptMark] = {}  # counted by this process, which did not die of it
         self._stalls = 0
         self._waits = self._metrics.waits.labels(group)
         self._heard()
-        self.failed: Exception | None = None
 
     def start(self) -> None:
         """Begins to read as soon as the broker answers."""
         self._health.ready(self._group, False, "waiting for Kafka")
-        self._thread = threading.Thread(target=self._run, name=self._group, daemon=True)
-        self._thread.start()
+        super().start()
 
     def stop(self, deadline_s: float) -> None:
         """Finishes the message at hand, commits, leaves the group.
@@ -101,26 +98,20 @@ class BatchWorker:
         if not self.join(deadline_s):
             raise Transient(f"{self._group} did not finish within {deadline_s:.0f} s")
 
-    def join(self, timeout_s: float) -> bool:
-        """Waits for its thread to end by itself; whether it did."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-        return self._thread is None or not self._thread.is_alive()
-
     def _run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                try:
-                    self._work()
-                except Transient as error:
-                    self._waits.inc()
-                    self._health.ready(self._group, False, str(error))
-                    self._health.progress()  # waiting for Kafka is alive
-                    self._log.warning("waiting for Kafka", error=str(error))
-                    self._clock.wait(self._stopping, _CONNECT_RETRY_S)
-        except Exception as error:  # noqa: BLE001 - `run_until_signal` ends the process with it
-            self.failed = error
-            self._health.ready(self._group, False, str(error))
+        while not self._stopping.is_set():
+            try:
+                self._work()
+            except Transient as error:
+                self._waits.inc()
+                self._health.ready(self._group, False, str(error))
+                self._health.progress()  # waiting for Kafka is alive
+                self._log.warning("waiting for Kafka", error=str(error))
+                self._clock.wait(self._stopping, _CONNECT_RETRY_S)
+
+    def _fail(self, error: Exception) -> None:
+        super()._fail(error)
+        self._health.ready(self._group, False, str(error))
 
     def _work(self) -> None:
         """One membership, from joining to leaving."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.faults.faulty import FaultyStack
-from tests.e2e.faults.tiny_model import make_tiny_model
+from tests.tiny_model import WIDE, make_tiny_model
 
 ROOT = Path(__file__).parents[3]
 STACK = pytest.StashKey[FaultyStack]()
@@ -42,7 +42,7 @@ def faulty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if found is None:
         folder = tmp_path_factory.mktemp("faulty")
         checkout_var = Path(os.environ.get("SHORTSTACK_VAR") or ROOT / "var").absolute()
-        found = FaultyStack(folder / "var", checkout_var, make_tiny_model(folder / "tiny-llama"))
+        found = FaultyStack(folder / "var", checkout_var, make_tiny_model(folder / "tiny-llama", width=WIDE))
         request.session.stash[STACK] = found
         found.up()
     return found

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.e2e.faults.tiny_model import TINY
 from tests.e2e.stack import Stack
+from tests.tiny_model import TINY
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.config import ServiceConfig

@@ -125,7 +125,7 @@ class UploadWatch(Following):
         for owner, upload, dataset in overdue:
             missing = self._missing(owner, upload)
             if missing is not None:
-                self._fail(owner, upload, dataset, missing)
+                self._fail_upload(owner, upload, dataset, missing)
             with self._lock:
                 self._forget(owner, upload)
 
@@ -135,7 +135,7 @@ class UploadWatch(Following):
         except Poison as error:  # the parts contradict the closing message
             return str(error)
 
-    def _fail(self, owner: str, upload: str, dataset: str, missing: str) -> None:
+    def _fail_upload(self, owner: str, upload: str, dataset: str, missing: str) -> None:
         """No part is taken any more, then it is said; a crash between the two says it at the next start."""
         self._uploads.fail(owner, upload)
         hours = self._after / timedelta(hours=1)

@@ -1,8 +1,4 @@
-"""A random Llama of two layers on a byte-level tokenizer: trained in seconds, served by the real server.
-
-Its output layer is drawn fifteen times wider than usual, so that its margins are those of a real model (tens of logits,
-not tenths): the contract test between training and serving rests on them.
-"""
+"""A random Llama of two layers on a byte-level tokenizer: trained in seconds, served by the real server."""
 
 from __future__ import annotations
 
@@ -13,18 +9,23 @@ from typing import Final
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-__all__ = ["TINY", "make_tiny_model"]
+__all__ = ["TINY", "WIDE", "make_tiny_model"]
 
 TINY: Final = "tiny-llama"
 _TEMPLATE: Final = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_WIDER: Final = 15.0
+WIDE: Final = 15.0
+"""Makes margins those of a real model (tens of logits, not tenths), on which the contract with serving rests."""
 
 
-def make_tiny_model(folder: Path) -> Path:
-    """Writes the model in Hugging Face layout, in bfloat16, the same bytes each time; returns ``folder``."""
+def make_tiny_model(folder: Path, *, width: float = 1.0) -> Path:
+    """Writes the model in Hugging Face layout, in bfloat16, the same bytes each time; returns ``folder``.
+
+    Args:
+        width: its output layer is drawn so many times as wide as usual.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -62,6 +63,6 @@ def make_tiny_model(folder: Path) -> Path:
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        model.lm_head.weight.mul_(_WIDER)
+        model.lm_head.weight.mul_(width)
     model.bfloat16().save_pretrained(folder)
     return folder
