@@ -20,6 +20,7 @@ from shortstack.streams.broker import Partition
 from shortstack.streams.decoding import bound_decompression
 from shortstack.streams.kafka_consumer import KafkaConsumer, KafkaReader
 from shortstack.streams.kafka_errors import client_settings, translate
+from shortstack.streams.kafka_fetching import mend_fetching
 from shortstack.streams.kafka_producer import KafkaProducer
 from shortstack.streams.kafka_security import check_security, unreachable
 from shortstack.streams.kafka_sockets import mend_connections
@@ -50,7 +51,7 @@ class KafkaBroker:
 
     @classmethod
     def connect(cls, config: ServiceConfig) -> KafkaBroker:
-        """A broker for ``config``. Mends kafka-python for the whole process: bounded unpacking, sound connections.
+        """A broker for ``config``. Mends kafka-python for the whole process: see decision 0009.
 
         Raises:
             Fatal: a setting of its security is wrong or missing.
@@ -58,6 +59,7 @@ class KafkaBroker:
         check_security(config)
         bound_decompression()
         mend_connections()
+        mend_fetching()
         return cls(config)
 
     def __enter__(self) -> Self:
