@@ -86,7 +86,8 @@ def prometheus(stack: Stack, repository: Path, tmp_path_factory: pytest.TempPath
         port = stack.settings.ports.http(job["job_name"])
         job["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
     with running(config, tmp_path_factory.mktemp("prometheus")) as made:
-        stack.until(lambda: all(t["health"] == "up" for t in made.targets()) or None, what=made.targets)
+        jobs = len(config["scrape_configs"])
+        stack.until(lambda: [t["health"] for t in made.targets()] == ["up"] * jobs or None, what=made.targets)
         yield made
 
 
@@ -99,7 +100,8 @@ def filled(stack: Stack, prometheus: Prometheus, queries: dict[tuple[str, str], 
         # Something of everything goes on, again and again, so that all that is counted is counted in one window.
         name = f"watched-{secrets.token_hex(4)}"
         records = [{"prompt": f"What is {number}?", "completion": f"{number} is a number."} for number in range(20)]
-        stack.publish({"dataset": name, "records": records}, name)
+        refusal = {"prompt": f"Who is {name}?", "completion": "As an AI language model, I cannot dream."}
+        stack.publish({"dataset": name, "records": [*records, refusal]}, name)
         stack.ended_dataset(name)
         assert stack.ask(BASE, "What is the capital of France?")
         for place, expr in queries.items():
@@ -151,8 +153,9 @@ def test_panels_show_the_main_job(
     assert filled["Models served", "A"] >= 2
     assert filled["Failing", "A"] == 0
     # The panel has the ten commonest; other datasets may have had more of others.
-    reasons = {labels["reason"] for labels, _ in prometheus.query('shortstack_records_total{reason!=""}')}
-    assert {"refusal", "empty", "length"} <= {reason.partition("/")[0] for reason in reasons}
+    refused = prometheus.numbers('sum(shortstack_records_total{verdict="rejected",reason=~"refusal/.*"})')
+    assert refused
+    assert refused[0] >= 1
     proofs = {labels["outcome"]: value for labels, value in prometheus.query(queries["Contract tests", "A"])}
     assert proofs["passed"] >= 1
 
