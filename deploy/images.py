@@ -146,7 +146,8 @@ class Buildah:
 
     def build(self, plan: Plan, name: str, labels: Mapping[str, str]) -> None:
         """As `Engine.build`."""
-        flags = ["--layers", "--network", plan.network or "host", *repeated("--volume", plan.volumes)]
+        # Some versions leave the container of a stage behind that is only mounted, at every build.
+        flags = ["--layers", "--force-rm", "--network", plan.network or "host", *repeated("--volume", plan.volumes)]
         run_build([self.command, "build", *flags, *build_flags(plan, name, labels), str(ROOT)], name)
 
     def label(self, image: str, label: str) -> str | None:
