@@ -45,8 +45,12 @@ _AS_HERE: Final = ("/etc/ssl/certs", "/etc/pip.conf")
 
 
 def image_values(*, in_lab: bool) -> dict[str, Any]:
-    """Chart values that name the images: those of the lab, else those that the chart names by default."""
-    return {"image.registry": REGISTRY} if in_lab else {}
+    """Chart values that name the images: those of the lab, else what SHORTSTACK_TEST_IMAGES says, as JSON of values
+    such as {"image.registry": "registry.example"}; the chart's own names by default."""
+    if in_lab:
+        return {"image.registry": REGISTRY}
+    values: dict[str, Any] = json.loads(os.environ.get("SHORTSTACK_TEST_IMAGES", "{}"))
+    return values
 
 
 def any_cluster() -> Cluster | None:

@@ -7,12 +7,15 @@ restarted afterwards, and goes on as the writer. Argument: the dataset whose mod
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
 from contextlib import closing
+from pathlib import Path
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.config import ServiceConfig
-from shortstack.core.digest import canonical_json, identity, sha256_hex
+from shortstack.core.digest import canonical_json, file_sha256, identity, sha256_hex
 from shortstack.core.identity import model_name
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.storage.blobs import BlobStore
@@ -20,22 +23,32 @@ from shortstack.streams.kafka import KafkaBroker
 from shortstack.streams.state import StateWriter
 from shortstack.streams.topics import TRAINING_STATE
 
+PIECE = 1 << 20
 
-def spoilt(blobs: BlobStore, export: tr.Export) -> tr.Export:
-    """A copy of an export, whole and true to its manifest, with every weight a NaN."""
+
+def spoilt(blobs: BlobStore, export: tr.Export, folder: Path) -> tr.Export:
+    """A copy of an export, whole and true to its manifest, with every weight a NaN. The toolbox has little memory, so
+    files go by way of ``folder``, in pieces."""
     manifest = json.loads(blobs.get(export.manifest))
-    files = {file: blobs.get(f"{export.prefix}/{file}") for file in manifest["files"]}
-    for file, data in files.items():
-        if file.endswith(".safetensors"):
-            # Eight bytes of the header's length, the header, the tensors; all bits set is a NaN in every float type.
-            start = 8 + int.from_bytes(data[:8], "little")
-            files[file] = data[:start] + b"\xff" * (len(data) - start)
-    entries = {file: {"bytes": len(data), "sha256": sha256_hex(data)} for file, data in files.items()}
+    entries = {}
+    for file in manifest["files"]:
+        local = folder / file
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with blobs.stream(f"{export.prefix}/{file}") as source, local.open("wb") as target:
+            if file.endswith(".safetensors"):
+                # Eight bytes of the header's length, the header, the tensors; all bits set is a NaN in every float.
+                start = source.read(8)
+                target.write(start + source.read(int.from_bytes(start, "little")))
+                while piece := source.read(PIECE):
+                    target.write(b"\xff" * len(piece))
+            else:
+                shutil.copyfileobj(source, target, PIECE)
+        entries[file] = {"bytes": local.stat().st_size, "sha256": file_sha256(local)}
     digest = sha256_hex(canonical_json({file: entry["sha256"] for file, entry in entries.items()}))
     prefix = f"models/{digest}"
     text = json.dumps({**manifest, "files": entries, "digest": digest, "name": digest[:12]}).encode()
-    for file, data in files.items():
-        blobs.put(f"{prefix}/{file}", data)
+    for file in entries:
+        blobs.put_file(f"{prefix}/{file}", folder / file)
     blobs.put(f"{prefix}/export.manifest.json", text)
     planted = tr.Export()
     planted.CopyFrom(export)
@@ -57,7 +70,8 @@ def main(dataset: str) -> None:
         run.CopyFrom(known[f"run/{newest.run}"].run)
         job.CopyFrom(newest)
         run.run, job.job = identity("planted", run.run), "ftjob-planted"
-        run.export.CopyFrom(spoilt(blobs, run.export))
+        with tempfile.TemporaryDirectory() as folder:
+            run.export.CopyFrom(spoilt(blobs, run.export, Path(folder)))
         del run.jobs[:]
         run.jobs.append(job.job)
         job.run, job.state = run.run, tr.JOB_STATE_RUNNING
