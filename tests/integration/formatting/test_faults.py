@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import orjson
 import pytest
 from tests.polling import until
+from tests.s3 import S3Server
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.config import ServiceConfig
@@ -49,17 +50,18 @@ class World:
     broker: KafkaBroker
     folder: Path
     bootstrap: str
+    storage: Mapping[str, str]
 
     @property
     def blobs(self) -> BlobStore:
-        return BlobStore.open(f"file://{self.folder}/blobs")
+        return BlobStore.open(self.storage["SHORTSTACK_STORAGE_URL"])
 
     @contextmanager
     def service(self, name: str, failpoint: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
         """Runs a service in a process; kills it if it still runs at the end."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SHORTSTACK_")} | {
             "SHORTSTACK_KAFKA_BOOTSTRAP": self.bootstrap,
-            "SHORTSTACK_STORAGE_URL": f"file://{self.folder}/blobs",
+            **self.storage,
             "SHORTSTACK_VAR": str(self.folder / "var"),
             "SHORTSTACK_SOURCE_ROOTS": str(self.folder / "sources"),
         }
@@ -123,8 +125,15 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[World]:
-    """A broker with its topics; the jars are those of the checkout."""
+    """A world on a folder."""
     folder = tmp_path_factory.mktemp("faults")
+    with running_world(folder, repository, {"SHORTSTACK_STORAGE_URL": f"file://{folder}/blobs"}) as made:
+        yield made
+
+
+@contextmanager
+def running_world(folder: Path, repository: Path, storage: Mapping[str, str]) -> Iterator[World]:
+    """A broker with its topics; the jars are those of the checkout."""
     libs = Path(os.environ.get("SHORTSTACK_VAR", repository / "var")) / "kafka" / "libs"
     settings = LocalSettings(var=folder / "var", kafka_libs=libs, kafka_bootstrap=None)
     config = replace(BrokerConfig.of(settings), port=free_port(), controller_port=free_port())
@@ -133,7 +142,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterato
         closing(KafkaBroker.connect(ServiceConfig(kafka_bootstrap=local.bootstrap))) as one,
     ):
         one.apply(TOPICS.values())
-        yield World(one, folder, local.bootstrap)
+        yield World(one, folder, local.bootstrap, storage)
 
 
 def first_entries(entries: list[BatchEntry]) -> dict[int, BatchEntry]:
@@ -194,3 +203,20 @@ def test_a_kill_at_any_step_loses_nothing_and_doubles_nothing(
     assert seen == set(range(RECORDS))
     # Whatever came twice came the same: an entry names bytes, and bytes of one batch are one.
     assert len({(entry.first, entry.sha256) for entry in entries}) == len(first_entries(entries))
+
+
+def test_two_services_share_an_object_store_over_the_network(tmp_path: Path, repository: Path) -> None:
+    """The way from a file to the last ledger entry, with every object in S3, and a kill on the way."""
+    with S3Server(tmp_path / "s3.log") as s3:
+        s3.make_bucket("stack")
+        storage = {**s3.environment, "SHORTSTACK_STORAGE_URL": "s3://stack/objects"}
+        with running_world(tmp_path, repository, storage) as world:
+            world.publish("remote")
+            with world.service("ingestion"), world.service("formatting", "formatting.before_flush:3") as formatter:
+                killed(world, formatter, "formatting.before_flush:3")
+                with world.service("formatting"):
+                    world.until(lambda: tiles(world, "remote"), "the ledger is whole")
+            _, _, entries = world.ledger("remote")
+            listed = s3.client().list_objects_v2(Bucket="stack")["Contents"]
+            assert {f"objects/{entry.segment}" for entry in entries} <= {one["Key"] for one in listed}
+            assert not list(tmp_path.glob("**/segments"))
