@@ -22,6 +22,8 @@ SMALL: Final = CHART / "values" / "small-cpu.yaml"
 READY_S: Final = 600.0
 # A deadline ends a test that would hang; a machine that is busy otherwise is several times slower.
 LONG_S: Final = 1500.0
+AWAY_S: Final = 180.0
+TRY_AGAIN: Final = 75
 _POLL_S: Final = 0.5
 
 T = TypeVar("T")
@@ -113,14 +115,16 @@ class Release:
 
     # Asking it.
 
-    def tool(self, *arguments: str, expect: int | None = 0) -> str:
-        """``shortstack ARGUMENTS`` in the toolbox."""
-        command = ["exec", f"deployment/{self.full('cli')}", "--", "shortstack", *arguments]
-        return self.cluster.kubectl(*command, expect=expect).stdout
-
     def listed(self, *arguments: str) -> Any:
-        """What a command prints with ``--json``."""
-        return json.loads(self.tool(*arguments, "--json"))
+        """What ``shortstack ARGUMENTS --json`` prints in the toolbox; while a service is away it says to try again."""
+        command = ["exec", f"deployment/{self.full('cli')}", "--", "shortstack", *arguments, "--json"]
+        deadline = time.monotonic() + AWAY_S
+        while True:
+            done = self.cluster.kubectl(*command, expect=None)
+            if done.returncode == 0:
+                return json.loads(done.stdout)
+            assert done.returncode == TRY_AGAIN, f"{' '.join(arguments)} exited {done.returncode}: {done.stderr}"
+            assert time.monotonic() < deadline, f"{' '.join(arguments)}: {done.stderr}"
 
     def publish(self, key: str, *messages: Mapping[str, Any]) -> None:
         """Puts messages on ``datasets.ingest`` with kafka-python, in the toolbox's pod."""

@@ -125,15 +125,15 @@ def test_a_model_of_nan_takes_no_traffic(release: Release, trained: dict[str, An
 def test_a_pod_deleted_in_mid_run_loses_nothing(release: Release, component: str) -> None:
     name = f"lost-{component}"
     records = [{"prompt": f"{name} {n}?", "completion": f"Answer {n}."} for n in range(400)]
-    parts = [{"dataset": name, "upload": "u", "seq": n, "records": records[n : n + 100]} for n in (0, 100, 200)]
+    parts = [{"dataset": name, "upload": name, "seq": n, "records": records[n : n + 100]} for n in (0, 100, 200)]
     release.publish(name, *parts)
     release.cluster.kubectl(
         "delete", "pod", "--selector", f"{release.selector},app.kubernetes.io/component={component}", "--wait=false"
     )
     release.until(lambda: any(component in pod for pod in release.unready()), within_s=60)
     release.until_ready()
-    last = {"dataset": name, "upload": "u", "seq": 300, "records": records[300:]}
-    release.publish(name, last, {"dataset": name, "upload": "u", "complete": True, "records": 400})
+    last = {"dataset": name, "upload": name, "seq": 300, "records": records[300:]}
+    release.publish(name, last, {"dataset": name, "upload": name, "complete": True, "records": 400})
     found = release.until(lambda: row if (row := release.dataset(name)).get("state") in {"ready", "held"} else None)
     assert (found["state"], found["in"], found["kept"]) == ("ready", 400, 400)
 
