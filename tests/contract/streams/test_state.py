@@ -190,12 +190,12 @@ def test_a_watcher_gets_a_snapshot_and_then_changes(writer: Make, reader: StateR
     reader.subscribe(lambda key, message: told.update({key: text(message)}))
     thread = threading.Thread(target=watch)
     thread.start()
-    until(lambda: len(seen) == 2)
+    until(lambda: len(seen) == 2 and told == {"a": "1", "b": "2"}, lambda: (seen, told))
     assert sorted(seen) == [("a", "1"), ("b", "2")]
     one.put("a", snapshot("3"))
     one.delete("b")
     until(lambda: ("a", "3") in seen and ("b", None) in seen)
-    until(lambda: told == {"a": "3", "b": None})
+    until(lambda: told == {"a": "3", "b": None}, lambda: told)
     active[0] = False
     thread.join(10)
     assert not thread.is_alive()
