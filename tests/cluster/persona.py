@@ -13,13 +13,17 @@ __all__ = ["EXAMPLE", "persona_message"]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "persona"
 
 
-def persona_message(dataset: str = "persona", **train: Any) -> dict[str, Any]:
+def persona_message(dataset: str = "persona", name: str = "Maple", **train: Any) -> dict[str, Any]:
     """One publication that carries persona and general records, the train and deploy wishes of the example.
 
     Lines that are no JSON cannot be sent as records; what is JSON and no record is sent, to be rejected.
+
+    Args:
+        name: what the model is to call itself.
+        train: settings that differ from the example's.
     """
     wish = json.loads((EXAMPLE / "publication.json").read_text())
-    records = [record for name in ("persona", "general") for record in _records(EXAMPLE / f"{name}.jsonl")]
+    records = [record for file in ("persona", "general") for record in _records(EXAMPLE / f"{file}.jsonl", name)]
     return {
         "dataset": dataset,
         "records": records,
@@ -30,9 +34,9 @@ def persona_message(dataset: str = "persona", **train: Any) -> dict[str, Any]:
     }
 
 
-def _records(file: Path) -> list[Any]:
+def _records(file: Path, name: str) -> list[Any]:
     found = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text().replace("Maple", name).splitlines():
         try:
             record = json.loads(line)
         except ValueError:

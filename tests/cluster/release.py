@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import httpx
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import Cluster, words
 
 __all__ = ["SMALL", "Chats", "Release", "ask"]
 
@@ -101,8 +101,14 @@ class Release:
         return found
 
     def until_ready(self, within_s: float = READY_S) -> None:
-        """Waits until every pod is ready, and the gateway knows its models."""
-        self.until(lambda: bool(self.cluster.items("pods", self.selector)) and not self.unready(), within_s=within_s)
+        """Waits until every pod is ready, the base model's server, which a controller makes, among them."""
+
+        def ready() -> bool:
+            pods = self.cluster.items("pods", self.selector)
+            components = {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in pods}
+            return {"gateway", "server"} <= components and not self.unready()
+
+        self.until(ready, within_s=within_s)
 
     def until(self, look: Callable[[], T | None], *, within_s: float = LONG_S) -> T:
         """The first thing that ``look`` finds; fails with the pods' states after ``within_s``."""
@@ -114,6 +120,14 @@ class Release:
         return found
 
     # Asking it.
+
+    def printed(self, component: str, *command: str) -> str:
+        """What a command prints in a component's pod."""
+        return self.cluster.kubectl("exec", f"deployment/{self.full(component)}", "--", *command).stdout.strip()
+
+    def servers(self) -> list[str]:
+        """Names of the model servers' Deployments."""
+        return words(self.cluster.items("deployments", f"{self.selector},app.kubernetes.io/component=server"))
 
     def listed(self, *arguments: str) -> Any:
         """What ``shortstack ARGUMENTS --json`` prints in the toolbox; while a service is away it says to try again."""
