@@ -79,7 +79,12 @@
 
 {{/* Metrics, which hold no record's text, by whoever may scrape. (list ROOT PORT) */}}
 {{- define "shortstack.ingress.metrics" -}}
-{{- with (index . 0).Values.networkPolicy.metricsFrom }}
+{{ include "shortstack.ingress.scraped" (list (index . 0).Values.networkPolicy.metricsFrom (index . 1)) }}
+{{- end }}
+
+{{/* (list PEERS PORT); no peers is nobody. */}}
+{{- define "shortstack.ingress.scraped" -}}
+{{- with index . 0 }}
 - from:
     {{- toYaml . | nindent 4 }}
   ports:

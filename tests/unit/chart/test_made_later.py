@@ -211,6 +211,14 @@ def test_monitors_lead_to_services_with_metrics() -> None:
         assert endpoint["port"] in {port["name"] for port in found[0]["spec"]["ports"]}
     unseen = of_kind(render("monitoring.serviceMonitors.enabled=true"), "ServiceMonitor")
     assert f"{FULL}-server" not in unseen, "nobody is let in to their metrics, so they would be seen as down"
+    assert f"{FULL}-gateway" in unseen
+
+
+def test_a_closed_gateway_is_watched_where_someone_is_let_in_to_its_metrics() -> None:
+    closed = ("monitoring.serviceMonitors.enabled=true", "networkPolicy.gateway.open=false")
+    peer = "networkPolicy.gateway.metricsFrom[0].podSelector.matchLabels.app=prometheus"
+    assert f"{FULL}-gateway" not in of_kind(render(*closed), "ServiceMonitor")
+    assert f"{FULL}-gateway" in of_kind(render(*closed, peer), "ServiceMonitor")
 
 
 def test_the_dashboard_is_whole() -> None:

@@ -183,12 +183,28 @@ def test_the_port_of_s3_is_that_of_its_address(url: str, port: int) -> None:
     assert not network.leaves(network.labels("assembly"), "192.0.2.1", 81)
 
 
+@pytest.mark.parametrize("namespace", ["same", "elsewhere"])
+def test_a_closed_gateway_is_closed_to_strangers_in_every_namespace(namespace: str) -> None:
+    """Its metrics stand on the port of its API: who may read the services' metrics may not call it for that."""
+    network = Network(render("networkPolicy.gateway.open=false"))
+    assert not network.reach(STRANGER, network.labels("gateway"), API, namespace=namespace)
+    assert network.reach(STRANGER, network.labels("ingestion"), HTTP, namespace=namespace)
+
+
 def test_a_closed_gateway_opens_to_a_label() -> None:
     network = Network(render("networkPolicy.gateway.open=false"))
-    gateway = network.labels("gateway")
-    assert not network.reach({"app": "x"}, gateway, 8081)
-    assert network.reach({"shortstack/api-client": "true"}, gateway, API)
+    gateway, client = network.labels("gateway"), {"shortstack/api-client": "true"}
+    assert network.reach(client, gateway, API)
     assert network.reach(network.labels("cli"), gateway, API)
+    assert not network.reach(client, gateway, API, namespace="elsewhere")
+
+
+def test_a_closed_gateway_is_scraped_by_whom_it_names() -> None:
+    peer = "networkPolicy.gateway.metricsFrom[0].namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name"
+    network = Network(render("networkPolicy.gateway.open=false", f"{peer}=monitoring"))
+    assert network.reach(STRANGER, network.labels("gateway"), API, namespace="monitoring")
+    assert not network.reach(STRANGER, network.labels("gateway"), API, namespace="elsewhere")
+    assert not network.reach(STRANGER, network.labels("gateway"), API)
 
 
 def test_rules_of_a_persons_own_are_added() -> None:
