@@ -81,7 +81,17 @@ def _base(order: AttemptOrder, blobs: BlobStore, folder: PodFolder) -> Path:
 
 
 def _wait_for(blobs: BlobStore, key: str, clock: Clock) -> None:
-    """The launcher writes the order right after it has made the Job."""
+    """The launcher writes the order right after it has made the Job.
+
+    Raises:
+        Transient: it was away all the time. That says nothing about the run: once back, it goes on with another attempt.
+    """
     deadline, never = clock.monotonic() + _ORDER_S, threading.Event()
-    while not blobs.exists(key) and clock.monotonic() < deadline:
+    while not blobs.exists(key):
+        if clock.monotonic() >= deadline:
+            raise Transient(
+                f"no order came for {_ORDER_S:.0f} s",
+                where=key,
+                remedy="See that the training service runs and writes to the same object store.",
+            )
         clock.wait(never, _LOOK_S)
