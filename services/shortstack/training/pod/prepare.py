@@ -84,7 +84,7 @@ def _wait_for(blobs: BlobStore, key: str, clock: Clock) -> None:
     """The launcher writes the order right after it has made the Job.
 
     Raises:
-        Transient: it was away all the time. That says nothing about the run: once back, it goes on with another attempt.
+        Transient: it has not. That says nothing about the run: once the launcher is back, another attempt goes on.
     """
     deadline, never = clock.monotonic() + _ORDER_S, threading.Event()
     while not blobs.exists(key):
