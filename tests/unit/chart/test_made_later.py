@@ -231,17 +231,6 @@ def test_the_dashboard_is_whole() -> None:
     assert yaml.safe_load(text)["panels"]
 
 
-def test_the_ingress_leads_to_the_gateway() -> None:
-    objects = render(values="gpu-tgi")
-    (ingress,) = of_kind(objects, "Ingress").values()
-    (rule,) = ingress["spec"]["rules"]
-    backend = rule["http"]["paths"][0]["backend"]["service"]
-    service = of_kind(objects, "Service")[backend["name"]]
-    assert backend["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
-    assert rule["host"] == "chat.example.com"
-    assert ingress["spec"]["tls"] == [{"secretName": "chat-example-com", "hosts": ["chat.example.com"]}]
-
-
 def test_the_toolbox_starts_when_a_secret_is_missing_and_says_so() -> None:
     toolbox = pod(render(values="external-kafka"), "cli")
     from_secrets = [
