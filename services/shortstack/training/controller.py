@@ -16,7 +16,7 @@ import orjson
 from google.protobuf.message import DecodeError
 
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Poison, Transient, did_you_mean
+from shortstack.core.errors import Poison, ShortstackError, Transient, did_you_mean
 from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.declarations.base_models import BaseModels
@@ -286,7 +286,7 @@ class TrainingController:
         self._move(run, state)
         try:
             self._launcher.forget(run.run)
-        except Transient as error:
+        except ShortstackError as error:  # it costs room, and no run its end
             self._telemetry.log.warning("what only another attempt needs is still there", run=run.run, error=str(error))
 
     def _start(self) -> None:

@@ -8,6 +8,7 @@ import orjson
 import pytest
 from tests.unit.training.world import BASE, Running, World, export
 
+from shortstack.core.errors import Fatal, Forbidden, Transient
 from shortstack.messages.v1 import dataset_pb2 as ds
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
@@ -342,6 +343,22 @@ def test_what_is_no_request_is_set_aside_once_and_the_next_flows(world: World) -
     assert len(letters) == 2
     remedies = {dict(letter.headers)["dlq-remedy"].decode() for letter in letters}
     assert any('Did you mean "submit"?' in remedy for remedy in remedies)
+
+
+@pytest.mark.parametrize("kind", [Transient, Forbidden, Fatal])
+def test_what_cannot_be_cleared_away_keeps_no_run_from_its_end(
+    world: World, kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forget(run: str) -> None:
+        raise kind("s3://bucket: deletes are denied")
+
+    monkeypatch.setattr(world.launcher, "forget", forget)
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        train(world, running)
+        running.settle("ftjob-1", SUCCEEDED)
+        assert running.run().state == tr.RUN_STATE_SUCCEEDED
+    assert "deletes are denied" in "".join(capsys.readouterr())
 
 
 def test_a_run_whose_dataset_was_deleted_fails_by_name(world: World) -> None:
