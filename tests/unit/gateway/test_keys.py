@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from httpx import ASGITransport, AsyncClient
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from shortstack.core.clock import FakeClock
 from shortstack.core.errors import Fatal, NotFound
+from shortstack.gateway.app import build_app
 from shortstack.gateway.database import open_database
-from shortstack.gateway.keys.secret import new_key, prefix_of
+from shortstack.gateway.keys.auth import Authenticator
+from shortstack.gateway.keys.http import keys_router
+from shortstack.gateway.keys.secret import SCOPES, new_key, prefix_of
 from shortstack.gateway.keys.store import KeyStore, ensure_first_key
 
 
@@ -43,6 +47,42 @@ def test_a_declared_key_is_accepted_at_every_start_and_again_after_a_revoke(stor
     principal = store.verify(declared.get_secret_value())
     assert principal is not None
     assert principal.may("admin")
+
+
+def test_another_declared_key_ends_the_one_before_and_no_other(store: KeyStore, tmp_path: Path) -> None:
+    first, second = SecretStr(new_key()), SecretStr(new_key())
+    ensure_first_key(store, first, tmp_path / "key")
+    _, created = store.create("ci", "default", frozenset(SCOPES))
+    ensure_first_key(store, None, tmp_path / "key")
+
+    ensure_first_key(store, second, tmp_path / "key")
+
+    assert store.verify(first.get_secret_value()) is None
+    assert store.verify(second.get_secret_value()) is not None
+    assert store.verify(created) is not None
+    assert store.verify((tmp_path / "key").read_text().strip()) is not None
+
+
+def test_a_declared_key_may_come_back(store: KeyStore, tmp_path: Path) -> None:
+    first, second = SecretStr(new_key()), SecretStr(new_key())
+    for declared in (first, second, first):
+        ensure_first_key(store, declared, tmp_path / "key")
+    assert store.verify(first.get_secret_value()) is not None
+    assert store.verify(second.get_secret_value()) is None
+
+
+@pytest.mark.parametrize("name", ["bootstrap", " Bootstrap "])
+async def test_no_key_is_created_by_the_name_of_the_declared_one(store: KeyStore, name: str) -> None:
+    """The next rotation would revoke it."""
+    admin = new_key()
+    store.ensure(admin, "local")
+    app = build_app([keys_router(store, Authenticator(store, 1, FakeClock()))])
+    headers = {"authorization": f"Bearer {admin}"}
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://gateway") as client:
+        answer = await client.post("/v1/admin/keys", headers=headers, json={"name": name})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "name"
+    assert len(store.listed()) == 1
 
 
 def test_a_drawn_key_stays_the_same_and_outlives_its_database(store: KeyStore, tmp_path: Path) -> None:

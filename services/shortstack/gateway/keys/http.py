@@ -12,7 +12,7 @@ from shortstack.core.identity import DEFAULT_OWNER, check_name
 from shortstack.gateway.chat.requests import json_object
 from shortstack.gateway.keys.auth import Authenticator
 from shortstack.gateway.keys.secret import SCOPES, read_scopes
-from shortstack.gateway.keys.store import KeyRecord, KeyStore
+from shortstack.gateway.keys.store import DECLARED, KeyRecord, KeyStore
 
 __all__ = ["keys_router"]
 
@@ -57,6 +57,9 @@ def _wanted(body: dict[str, Any]) -> tuple[str, str, frozenset[str]]:
     name, owner, scopes = body.get("name", ""), body.get("owner") or DEFAULT_OWNER, body.get("scopes", _DEFAULT_SCOPES)
     if not isinstance(name, str) or len(name) > _NAME_MAX:
         raise Invalid(f"name is not a string of at most {_NAME_MAX} characters", param="name")
+    if name.strip().lower() == DECLARED:
+        # The next declared key would end it.
+        raise Invalid(f'"{DECLARED}" is the name of the declared key', remedy="Choose another name.", param="name")
     if not isinstance(owner, str):
         raise Invalid("owner is not a string", param="owner")
     if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):

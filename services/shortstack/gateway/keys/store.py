@@ -7,6 +7,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pydantic import SecretStr
 from sqlalchemy import Engine, insert, select, update
@@ -18,7 +19,10 @@ from shortstack.core.identity import DEFAULT_OWNER
 from shortstack.gateway.database import KEYS
 from shortstack.gateway.keys.secret import SCOPES, Principal, check_key, digest_of, new_key, prefix_of
 
-__all__ = ["KeyRecord", "KeyStore", "ensure_first_key"]
+__all__ = ["DECLARED", "KeyRecord", "KeyStore", "ensure_first_key"]
+
+DECLARED: Final = "bootstrap"
+"""The name of a key that was declared; no other key is created by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,17 @@ class KeyStore:
                 return
         self._insert(key, name, DEFAULT_OWNER, frozenset(SCOPES))
 
+    def declare(self, key: str) -> None:
+        """Accepts ``key`` as `ensure` does, and ends every other one that was declared before it.
+
+        Raises:
+            Conflict: another key begins with the same characters.
+        """
+        self.ensure(key, DECLARED)
+        before = (KEYS.c.name == DECLARED, KEYS.c.prefix != prefix_of(key), KEYS.c.revoked_at.is_(None))
+        with self._engine.begin() as connection:
+            connection.execute(update(KEYS).where(*before).values(revoked_at=self._now()))
+
     def _insert(self, key: str, name: str, owner: str, scopes: frozenset[str]) -> KeyRecord:
         record = KeyRecord(
             f"key-{secrets.token_hex(8)}", str(prefix_of(key)), name, owner, _ordered(scopes), self._now(), None
@@ -131,14 +146,14 @@ class KeyStore:
 def ensure_first_key(store: KeyStore, declared: SecretStr | None, file: Path) -> None:
     """Makes sure that a new stack has a key: the declared one, else the one in ``file``, else a new one in ``file``.
 
-    One in ``file`` that was revoked is replaced; a declared one is accepted anew.
+    One in ``file`` that was revoked is replaced; a declared one is accepted anew, and ends those declared before it.
     The file is readable by its owner alone; the command line reads it there.
 
     Raises:
         Fatal: a key without the form of a key.
     """
     if declared is not None:
-        store.ensure(check_key(declared.get_secret_value(), where="SHORTSTACK_BOOTSTRAP_KEY"), "bootstrap")
+        store.declare(check_key(declared.get_secret_value(), where="SHORTSTACK_BOOTSTRAP_KEY"))
         return
     if file.is_file():
         known = check_key(file.read_text().strip(), where=str(file))
