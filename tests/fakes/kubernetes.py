@@ -43,7 +43,7 @@ class FakeKubernetes:
     Attributes:
         away: the server does not answer.
         refusals: by plural, (HTTP code, words) that a create is answered with.
-        unreadable: plurals that the client may not read.
+        unreadable, undeletable: plurals that the client may not read, or delete.
         pods_linger: a deleted pod stays, marked, until `remove_pod`.
         requests: "METHOD plural/name" of each request.
     """
@@ -52,6 +52,7 @@ class FakeKubernetes:
         self.away = False
         self.refusals: dict[str, tuple[int, str]] = {}
         self.unreadable: set[str] = set()
+        self.undeletable: set[str] = set()
         self.pods_linger = False
         self.requests: list[str] = []
         self._objects: dict[tuple[str, str], Object] = {}
@@ -211,6 +212,8 @@ class FakeKubernetes:
         return httpx2.Response(200, json={"kind": "List", "metadata": {"resourceVersion": "1"}, "items": items})
 
     def _remove(self, plural: str, name: str, request: httpx2.Request) -> httpx2.Response:
+        if plural in self.undeletable:
+            return _failure(403, f"{plural} is forbidden")
         found = self._objects.get((plural, name))
         if found is None:
             return _failure(404, f'{plural} "{name}" not found')

@@ -16,7 +16,7 @@ import orjson
 from google.protobuf.message import DecodeError
 
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Poison, ShortstackError, Transient, did_you_mean
+from shortstack.core.errors import Forbidden, Poison, ShortstackError, Transient, did_you_mean
 from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.declarations.base_models import BaseModels
@@ -214,6 +214,11 @@ class TrainingController:
             except Transient as error:
                 # Of one run: the others, and every job, go on.
                 self._note(run, str(error))
+            except Forbidden as error:  # somebody grants the right; what trains goes on meanwhile
+                if run.state == tr.RUN_STATE_STARTING:
+                    self._show_waiting(run, str(error))
+                else:
+                    self._note(run, str(error))
 
     def _follow_attempt(self, run: tr.RunSnapshot) -> None:
         wanted = self._wanted(run)

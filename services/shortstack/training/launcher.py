@@ -87,7 +87,7 @@ class AttemptOrder:
 class Launcher(Protocol):
     """Starts attempts and tells how they are. No retries of its own: an attempt is all or nothing.
 
-    Every method may raise `Transient` while what it needs is away.
+    Every method may raise `Transient` while what it needs is away, and `Forbidden` while this process lacks a right.
     """
 
     def place(self, run: str) -> str:

@@ -165,3 +165,51 @@ def test_a_refused_job_is_a_run_that_waits(world: World, kubernetes: FakeKuberne
         world.clock.advance(60)
         started(running)
         assert len(kubernetes.all("jobs")) == 1
+
+
+@pytest.mark.parametrize("plural", ["jobs", "pods"])
+def test_a_right_to_look_that_is_missing_is_a_run_that_waits(
+    world: World, kubernetes: FakeKubernetes, plural: str
+) -> None:
+    kubernetes.unreadable = {plural}
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        waiting(running)
+        assert f"{plural} is forbidden. Ask for the right in the release's Role" in running.run().message
+        world.submit("ftjob-2", "another")
+        running.until(lambda shown: "job/ftjob-2" in shown)
+        kubernetes.unreadable = set()
+        started(running)
+        assert len(kubernetes.all("jobs")) == 1
+        assert (running.run().message, running.run().deaths) == ("", 0)
+
+
+def test_a_right_that_is_taken_away_changes_no_run_that_trains(world: World, kubernetes: FakeKubernetes) -> None:
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        running.until(lambda _: bool(kubernetes.all("jobs")))
+        run = running.run().run
+        kubernetes.run(kubernetes.pod_of(f"train-{run[:12]}-a1"))
+        kubernetes.unreadable = {"jobs"}
+        for seq in (1, 2):
+            world.event(run, 1, seq, type="step", step=seq, max_steps=9)
+            world.clock.advance(2)
+            running.until(lambda _, step=seq: running.run().step == step)
+            running.turn(3)
+            assert running.run().state == tr.RUN_STATE_RUNNING
+            assert "jobs is forbidden" in running.run().message
+        assert [e.type for e in running.controller.events.of([run]) if e.type == "waiting"] == []
+
+
+def test_a_right_to_delete_that_is_missing_holds_up_a_cancel(world: World, kubernetes: FakeKubernetes) -> None:
+    kubernetes.undeletable = {"jobs"}
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        running.until(lambda _: bool(kubernetes.all("jobs")))
+        kubernetes.run(kubernetes.pod_of(f"train-{running.run().run[:12]}-a1"))
+        world.cancel("ftjob-1")
+        waiting(running)
+        assert "jobs is forbidden" in running.run().message
+        kubernetes.undeletable = set()
+        running.until(lambda _: running.run().state == tr.RUN_STATE_CANCELLED)
+        assert kubernetes.all("jobs") == []
