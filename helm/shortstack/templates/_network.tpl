@@ -61,6 +61,13 @@
 {{- end -}}
 {{- end }}
 
+{{/* To a database of one's own; nothing where it is a file on a claim. */}}
+{{- define "shortstack.egress.database" -}}
+{{- if .Values.gateway.database.existingSecret -}}
+{{ include "shortstack.egress.peers" .Values.networkPolicy.database }}
+{{- end -}}
+{{- end }}
+
 {{- define "shortstack.egress.apiServer" -}}
 {{ include "shortstack.egress.peers" .Values.networkPolicy.apiServer }}
 {{- end }}

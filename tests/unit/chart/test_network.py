@@ -174,6 +174,22 @@ def test_s3_is_reached_at_its_port_by_all_that_read_or_write_objects() -> None:
     assert not network.leaves(network.labels("gateway"), "198.51.100.1", 9000)
 
 
+def test_a_database_of_ones_own_is_reached_by_the_gateway_alone() -> None:
+    named = "gateway.database.existingSecret=mine"
+    network = Network(render(named))
+    assert {each.component for each in network.pods if network.leaves(each.labels, "192.0.2.9", 5432)} == {"gateway"}
+    block = "networkPolicy.database.to[0].ipBlock.cidr=192.0.2.9/32"
+    narrow = Network(render(named, "networkPolicy.database.ports={3306}", block))
+    gateway = narrow.labels("gateway")
+    assert narrow.leaves(gateway, "192.0.2.9", 3306)
+    assert not narrow.leaves(gateway, "192.0.2.9", 5432)
+    assert not narrow.leaves(gateway, "192.0.2.10", 3306)
+
+
+def test_a_database_on_a_claim_needs_no_way_out(network: Network) -> None:
+    assert not network.leaves(network.labels("gateway"), "192.0.2.9", 5432)
+
+
 @pytest.mark.parametrize(
     ("url", "port"), [("", 443), ("https://s3.example.com", 443), ("http://minio", 80), ("http://minio:9000", 9000)]
 )

@@ -230,9 +230,15 @@ def test_who_writes_alone_is_never_two(objects: list[dict[str, Any]]) -> None:
 def test_the_gateway_on_a_file_database_is_never_two() -> None:
     spec = of_kind(render(), "Deployment")[f"{FULL}-gateway"]["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
-    shared = of_kind(render(values="existing-secrets"), "Deployment")[f"{FULL}-gateway"]["spec"]
+    several = render("gateway.replicas=2", "gateway.database.existingSecret=mine")
+    shared = of_kind(several, "Deployment")[f"{FULL}-gateway"]["spec"]
     assert shared["replicas"] == 2
     assert "strategy" not in shared
+
+
+def test_no_set_of_values_wants_a_database_that_the_image_has_no_driver_for(objects: list[dict[str, Any]]) -> None:
+    told = pod(objects, "gateway").environment("gateway")
+    assert told["SHORTSTACK_DATABASE_URL"] == "sqlite:////data/gateway.db"
 
 
 def test_a_small_node_has_room_for_all_of_it() -> None:

@@ -89,7 +89,7 @@ def test_claims_that_are_there_are_used() -> None:
 
 def test_the_gateways_database_is_a_file_or_a_url_from_a_secret() -> None:
     assert pod(render(), "gateway").environment("gateway")["SHORTSTACK_DATABASE_URL"] == "sqlite:////data/gateway.db"
-    named = pod(render(values="existing-secrets"), "gateway")
+    named = pod(render("gateway.database.existingSecret=mine"), "gateway")
     assert named.environment("gateway")["SHORTSTACK_DATABASE_URL"] == "secret/url"
 
 
