@@ -15,7 +15,7 @@ from typing import Any, Final
 from shortstack.cluster.api import JOB, POD, Cluster, ClusterObject, read_template
 from shortstack.cluster.pods import OOM_KILLED, container_ended, how_it_ended, is_over, overdue, why_waiting
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Conflict, ShortstackError, Transient
+from shortstack.core.errors import Conflict, Fatal, ShortstackError, Transient
 from shortstack.storage.blobs import BlobStore
 from shortstack.training.attempt import DIED
 from shortstack.training.launcher import STOPPED, AttemptOrder, AttemptPhase, AttemptStatus
@@ -26,6 +26,7 @@ __all__ = ["KubernetesLauncher", "job_name"]
 
 _RUN: Final = "shortstack/run"
 _ATTEMPT: Final = "shortstack/attempt"
+_INSTANCE: Final = "app.kubernetes.io/instance"
 _TRAINER: Final = "trainer"
 _AGENT: Final = "agent"
 _LOOK_S: Final = 1.0
@@ -77,6 +78,7 @@ class KubernetesLauncher:
     ) -> None:
         self._cluster, self._blobs, self._template = cluster, blobs, template
         self._storage_url, self._clock, self._look_s = storage_url.rstrip("/"), clock, look_s
+        self._release: dict[str, str | None] | None = None
         self._seen: dict[_Key, _Seen] = {}
         self._looked_at: float | None = None
         self._told: dict[_Key, tuple[float, AttemptStatus]] = {}
@@ -236,12 +238,27 @@ class KubernetesLauncher:
         """What the API has; all attempts are listed at once, and no more often than every ``look_s``."""
         now = self._clock.monotonic()
         if self._looked_at is None or now - self._looked_at >= self._look_s:
-            jobs = {_key(job): job for job in self._cluster.list(JOB, {_RUN: None})}
-            pods = self._cluster.list(POD, {_RUN: None})
+            labels = {_RUN: None, **self._release_label()}
+            jobs = {_key(job): job for job in self._cluster.list(JOB, labels)}
+            pods = self._cluster.list(POD, labels)
             keys = {*jobs, *map(_key, pods)}
             self._seen = {k: _Seen(jobs.get(k), tuple(p for p in pods if _key(p) == k)) for k in keys}
             self._looked_at = now
         return self._seen.get(key, _Seen(None, ()))
+
+    def _release_label(self) -> Mapping[str, str | None]:
+        """What tells this release's attempts from others'; it never changes.
+
+        Raises:
+            Transient: the template, which has it, cannot be read.
+        """
+        if self._release is None:
+            try:
+                instance = _instance(read_template(self._template, "Job")[0])
+            except Fatal as error:
+                raise Transient(error.what, where=error.where, remedy=error.remedy) from error
+            self._release = {_INSTANCE: instance} if instance else {}
+        return self._release
 
     def _look_anew(self, key: _Key) -> None:
         self._looked_at = None
@@ -273,13 +290,15 @@ def _key(found: ClusterObject) -> _Key:
 
 
 def _instance(found: Mapping[str, Any]) -> str:
-    return str((found["metadata"].get("labels") or {}).get("app.kubernetes.io/instance", ""))
+    return str(((found.get("metadata") or {}).get("labels") or {}).get(_INSTANCE, ""))
 
 
 def _job(template: ClusterObject, key: _Key) -> ClusterObject:
     """The template as the Job of one attempt."""
     job, (run, attempt) = copy.deepcopy(template), key
     labels = {_RUN: run, _ATTEMPT: str(attempt)}
+    if instance := _instance(job):
+        labels[_INSTANCE] = instance  # of the pod too: attempts are found by it
     job["metadata"] = {**(job.get("metadata") or {}), "name": job_name(run, attempt)}
     pod = job["spec"]["template"]
     pod.setdefault("metadata", {})

@@ -30,7 +30,7 @@ spec:
   backoffLimit: 0
   template:
     metadata:
-      labels: {app.kubernetes.io/component: trainer}
+      labels: {app.kubernetes.io/instance: demo, app.kubernetes.io/component: trainer}
     spec:
       restartPolicy: Never
       initContainers: [{name: prepare, env: [{name: SHORTSTACK_RUN, value: template}]}]
@@ -100,7 +100,8 @@ def test_a_job_is_the_template_with_name_labels_owner_and_two_variables(
     assert job["metadata"]["ownerReferences"][0]["name"] == "demo-owner"
     assert (job["spec"]["completionMode"], job["spec"]["backoffLimit"]) == ("Indexed", 0)
     pod = job["spec"]["template"]
-    assert pod["metadata"]["labels"] == {"app.kubernetes.io/component": "trainer", **labels}
+    own = {"app.kubernetes.io/instance": "demo", "app.kubernetes.io/component": "trainer"}
+    assert pod["metadata"]["labels"] == {**own, **labels}
     told = [{"name": "SHORTSTACK_RUN", "value": RUN}, {"name": "SHORTSTACK_ATTEMPT", "value": "1"}]
     assert pod["spec"]["initContainers"][0]["env"] == told
     trainer, agent = pod["spec"]["containers"]
@@ -177,11 +178,14 @@ def test_a_job_that_is_refused_waits_with_the_servers_words_and_is_tried_again(s
 
 
 def test_a_template_that_is_missing_is_waited_for(stage: Stage) -> None:
+    launcher = stage.launcher()
+    assert stage.look(launcher).phase is AttemptPhase.ABSENT
     text = stage.template.read_text()
     stage.template.unlink()
-    launcher = stage.launcher()
     launcher.launch(order())
     assert "job.yaml: cannot read the template" in stage.look(launcher).waiting
+    with pytest.raises(Transient, match=r"job\.yaml: cannot read the template"):
+        stage.look(stage.launcher())  # one that never saw it does not know which Jobs are its own
     stage.template.write_text(text)
     stage.clock.advance(30)
     launcher.launch(order())
@@ -235,6 +239,24 @@ def test_another_releases_job_of_that_name_is_not_adopted(stage: Stage) -> None:
     status = stage.look(launcher)
     assert status.phase is AttemptPhase.ABSENT
     assert "belongs to release other" in status.waiting
+
+
+def test_another_releases_attempts_are_neither_followed_nor_cancelled(stage: Stage, tmp_path: Path) -> None:
+    other = stage.launcher()
+    other.launch(order())
+    stage.kubernetes.run(stage.pod)
+    assert stage.look(other).phase is AttemptPhase.RUNNING
+    theirs = tmp_path / "other.yaml"
+    theirs.write_text(TEMPLATE.replace("instance: demo", "instance: second"))
+    second = Stage(stage.kubernetes, MemoryBlobStore(), stage.clock, theirs)
+    launcher = second.launcher()
+    assert second.look(launcher).phase is AttemptPhase.ABSENT
+    launcher.launch(order())
+    assert "belongs to release demo" in second.look(launcher).waiting
+    launcher.cancel(RUN, 1)
+    assert second.look(launcher).phase is AttemptPhase.ABSENT
+    assert "deletionTimestamp" not in stage.kubernetes.get("jobs", JOB)["metadata"]
+    assert stage.look(other).phase is AttemptPhase.RUNNING
 
 
 def test_a_job_deleted_by_hand_is_lost_and_the_next_attempt_starts(stage: Stage, launcher: KubernetesLauncher) -> None:
