@@ -85,7 +85,8 @@ def test_every_command_is_one_of_ours(text: str) -> None:
 
 @BOTH
 def test_objects_and_components_are_the_charts(text: str) -> None:
-    components = {folder.name for folder in (CHART / "templates").iterdir() if folder.is_dir()} | {"server", "trainer"}
+    folders = {folder.name for folder in (CHART / "templates").iterdir() if folder.is_dir()}
+    components = folders | {"server", "trainer", "test"}
     named = set(re.findall(r"component=([\w-]+)", text)) | set(re.findall(r"(?:deploy|svc)/shortstack-([\w-]+)", text))
     assert named
     assert named <= components

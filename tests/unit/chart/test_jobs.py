@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.chart.rendering import CHART, FULL, VALUES, of_kind, pod, pods, render
+from tests.unit.chart.rendering import CHART, FULL, RELEASE, ROOT, VALUES, of_kind, pod, pods, render
 
 
 def _names(objects: list[dict[str, Any]]) -> dict[str, str]:
@@ -24,6 +24,20 @@ def test_nothing_but_the_tests_is_a_hook() -> None:
         for found in render(values=values):
             hook = (found["metadata"].get("annotations") or {}).get("helm.sh/hook")
             assert hook == ("test" if found["kind"] == "Pod" else None), found["metadata"]["name"]
+
+
+def test_a_test_that_failed_is_kept_to_be_read_and_all_texts_say_how_to_remove_it() -> None:
+    """Helm 3 deletes by policy before it reads logs, and an uninstall leaves hooks, so a failed one is for people."""
+    objects = render()
+    for found in of_kind(objects, "Pod").values():
+        policy = found["metadata"]["annotations"]["helm.sh/hook-delete-policy"].split(",")
+        assert policy == ["before-hook-creation", "hook-succeeded"]
+    uninstalling = (ROOT / "docs" / "install.md").read_text().partition("## Upgrade, uninstall")[2]
+    for text, release in ((CHART / "README.md").read_text(), "RELEASE"), (uninstalling, "shortstack"):
+        (selector,) = re.findall(r"kubectl delete pod -l (\S+?)(?:`|\s)", text)
+        wanted = dict(part.split("=") for part in selector.replace(release, RELEASE).split(","))
+        left = [each.owner for each in pods(objects) if wanted.items() <= each.labels.items()]
+        assert left == [f"Pod/{name}" for name in of_kind(objects, "Pod")]
 
 
 @pytest.mark.parametrize(
