@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from shortstack.core.clock import Clock, SystemClock
 from shortstack.core.errors import Fatal, ShortstackError, Transient
@@ -22,7 +22,7 @@ from shortstack.streams.kafka import KafkaBroker
 from shortstack.training.attempt import Attempt, refusal
 from shortstack.training.launcher import AttemptOrder
 from shortstack.training.pod.folder import PodConfig, PodFolder
-from shortstack.training.pod.objects import patiently, put_papers, say
+from shortstack.training.pod.objects import Log, patiently, put_papers, say
 from shortstack.training.pod.stored import StoredCheckpoints
 from shortstack.training.processes import locked
 from shortstack.training.shipper import EventShipper, shipping
@@ -35,10 +35,6 @@ _AGAIN_S: Final = 10.0
 _UNSTARTED_S: Final = 900.0
 """How long a trainer's container may take to start. One that cannot start at all shows in the pod's status, which the
 launcher tells; this ends one that was killed before it could take its lock."""
-
-
-class _Log(Protocol):
-    def warning(self, event: str, **fields: Any) -> Any: ...
 
 
 def run() -> int:
@@ -59,10 +55,10 @@ def run() -> int:
 class _Companion:
     """Follows one trainer."""
 
-    def __init__(self, attempt: Attempt, folder: PodFolder, clock: Clock, log: _Log, stopping: threading.Event) -> None:
+    def __init__(self, attempt: Attempt, folder: PodFolder, clock: Clock, log: Log, stopping: threading.Event) -> None:
         self._attempt, self._folder = attempt, folder
         self._clock, self._log, self._stopping = clock, log, stopping
-        self._stored = StoredCheckpoints(attempt.blobs, attempt.order.run)
+        self._stored = StoredCheckpoints(attempt.blobs, attempt.order.run, log)
         self._next = int(folder.next_stored.read_text())
         found = newest_sealed(folder.run)
         self._last = found.step if found is not None else -1  # restored: it is stored already

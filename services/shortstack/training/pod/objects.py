@@ -12,7 +12,7 @@ from shortstack.core.digest import canonical_json
 from shortstack.core.errors import Conflict, Fatal, Transient
 from shortstack.storage.blobs import BlobStore
 
-__all__ = ["RUNS", "order_key", "patiently", "put_papers", "result_key", "say"]
+__all__ = ["RUNS", "Log", "order_key", "patiently", "put_papers", "result_key", "say"]
 
 RUNS: Final = "runs"
 """Prefix of everything that runs leave beside their exports."""
@@ -34,8 +34,12 @@ _PAUSE_S: Final = 2.0
 _Result = TypeVar("_Result")
 
 
-class _Log(Protocol):
-    def warning(self, event: str, **fields: Any) -> Any: ...
+class Log(Protocol):
+    """What the containers of a pod log to."""
+
+    def warning(self, event: str, **fields: Any) -> Any:
+        """Something went wrong, and the work goes on."""
+        ...
 
 
 def order_key(run: str, attempt: int) -> str:
@@ -67,7 +71,7 @@ def put_papers(blobs: BlobStore, run: str, attempt: int, folder: Path) -> None:
 
 
 def patiently(
-    act: Callable[[], _Result], clock: Clock, log: _Log, what: str, *, patience_s: float = _PATIENCE_S
+    act: Callable[[], _Result], clock: Clock, log: Log, what: str, *, patience_s: float = _PATIENCE_S
 ) -> _Result:
     """Does what needs the object store, and tries again while that is away, or full.
 

@@ -20,7 +20,7 @@ from shortstack.storage.weights import fetch_base
 from shortstack.training.attempt import Attempt, refusal
 from shortstack.training.launcher import AttemptOrder
 from shortstack.training.pod.folder import PodConfig, PodFolder
-from shortstack.training.pod.objects import order_key, patiently, say
+from shortstack.training.pod.objects import Log, order_key, patiently, say
 from shortstack.training.pod.stored import StoredCheckpoints
 from shortstack.training.trainer.files import write_atomic
 
@@ -40,25 +40,26 @@ def run() -> int:
     config, clock = PodConfig(), SystemClock()
     blobs, folder = BlobStore.open(config.storage_url), PodFolder(config.work)
     with Telemetry.start("training", config) as telemetry:
+        log = telemetry.log
         try:
-            step = patiently(lambda: _fetch(config, blobs, folder, clock), clock, telemetry.log, "prepare")
+            step = patiently(lambda: _fetch(config, blobs, folder, clock, log), clock, log, "prepare")
         except (Transient, Fatal):
             raise  # another attempt may find the object store again, or more room
         except ShortstackError as error:
             say(blobs, config.run, config.attempt, refusal(error))
             raise
-        telemetry.log.info("prepared", run=config.run, attempt=config.attempt, resumes_at_step=step or 0)
+        log.info("prepared", run=config.run, attempt=config.attempt, resumes_at_step=step or 0)
     return 0
 
 
-def _fetch(config: PodConfig, blobs: BlobStore, folder: PodFolder, clock: Clock) -> int | None:
+def _fetch(config: PodConfig, blobs: BlobStore, folder: PodFolder, clock: Clock, log: Log) -> int | None:
     key = order_key(config.run, config.attempt)
     _wait_for(blobs, key, clock)
     text = blobs.get(key)
     order = AttemptOrder.from_json(text)
     folder.run.mkdir(parents=True, exist_ok=True)
     base = _base(order, blobs, folder)
-    stored = StoredCheckpoints(blobs, config.run)
+    stored = StoredCheckpoints(blobs, config.run, log)
     following = stored.next_number()
     step = stored.restore(folder.run, following)
     write_atomic(folder.next_stored, str(following).encode())

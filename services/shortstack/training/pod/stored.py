@@ -12,14 +12,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
 from shortstack.core.digest import canonical_json, file_sha256, sha256_hex
-from shortstack.core.errors import Conflict, NotFound, Poison
+from shortstack.core.errors import Conflict, Poison, ShortstackError
 from shortstack.storage.blobs import BlobStore, disk_errors
-from shortstack.training.pod.objects import RUNS
+from shortstack.training.pod.objects import RUNS, Log
 from shortstack.training.trainer.checkpoints import MANIFEST, Checkpoint
 
 __all__ = ["StoredCheckpoints", "drop_stored"]
@@ -50,8 +50,8 @@ class _Entry:
 class StoredCheckpoints:
     """The stored checkpoints of one run."""
 
-    def __init__(self, blobs: BlobStore, run: str) -> None:
-        self._blobs, self._run = blobs, run
+    def __init__(self, blobs: BlobStore, run: str, log: Log) -> None:
+        self._blobs, self._run, self._log = blobs, run, log
 
     def next_number(self) -> int:
         """The number that the next one gets."""
@@ -64,16 +64,19 @@ class StoredCheckpoints:
             Its step; None where there is none that is whole.
         """
         for number in range(following - 1, max(0, following - 1 - _KEPT), -1):
-            entry = _Entry(**orjson.loads(self._blobs.get(self._entry_key(number))))
+            entry = self._entry(number)
             try:
                 self._fetch(entry, run_dir)
-            except (NotFound, Poison):
-                continue  # it was damaged or dropped; its absence costs steps, not the run
+            except Poison as error:  # it was damaged or dropped; its absence costs steps, not the run
+                self._log.warning("checkpoint passed over", run=self._run, step=entry.step, error=str(error))
+                continue
             return entry.step
         return None
 
     def store(self, checkpoint: Checkpoint, run_dir: Path, attempt: int, number: int) -> int:
         """Stores a sealed checkpoint as ``number``, or the next free one; the number after it.
+
+        It is stored once its entry is, whatever becomes of older ones.
 
         Raises:
             FileNotFoundError: the trainer has removed it meanwhile, for a newer one.
@@ -84,15 +87,25 @@ class StoredCheckpoints:
             entry = self._put_files(_hold(checkpoint.path, held), run_dir, checkpoint.step, attempt)
         finally:
             shutil.rmtree(held, ignore_errors=True)
+        number = self._put_entry(entry, number)
+        try:
+            self._drop_older(number)
+        except ShortstackError as error:
+            self._log.warning("an older checkpoint is still there", run=self._run, error=str(error))
+        return number + 1
+
+    def _put_entry(self, entry: _Entry, number: int) -> int:
+        """Writes it under the first number that is free; its number. No two entries share a folder, which goes with
+        one of them: an entry of the same folder is this one, from a try whose answer was lost."""
         while True:
             try:
                 self._blobs.put(self._entry_key(number), canonical_json(asdict(entry)))
             except Conflict:
+                if self._entry(number).name == entry.name:
+                    return number
                 number += 1
             else:
-                break
-        self._drop_older(number)
-        return number + 1
+                return number
 
     def _put_files(self, held: Path, run_dir: Path, step: int, attempt: int) -> _Entry:
         name = f"{step}.a{attempt}"
@@ -123,8 +136,10 @@ class StoredCheckpoints:
 
     def _drop_older(self, newest: int) -> None:
         if newest > _KEPT:
-            older: dict[str, Any] = orjson.loads(self._blobs.get(self._entry_key(newest - _KEPT)))
-            self._blobs.delete_prefix(self._prefix(older["name"]))
+            self._blobs.delete_prefix(self._prefix(self._entry(newest - _KEPT).name))
+
+    def _entry(self, number: int) -> _Entry:
+        return _Entry(**orjson.loads(self._blobs.get(self._entry_key(number))))
 
     def _entry_key(self, number: int) -> str:
         return f"{RUNS}/{self._run}/stored/{number}.json"
