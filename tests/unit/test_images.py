@@ -208,6 +208,18 @@ def test_no_image_that_runs_remembers_the_index() -> None:
     assert told == ["build.Dockerfile"]
 
 
+def test_the_image_that_keeps_the_index_is_said_to_be_never_pushed() -> None:
+    """uv.toml lies in /build, with the index and its password; the others see it only while they are made."""
+    keep = [
+        file.name.removesuffix(".Dockerfile")
+        for file in DOCKERFILES
+        if any(re.search(r"--from=\S+ /build(/\S*)? ", copied) for copied in instructions(file, "COPY"))
+    ]
+    assert keep == ["build"]
+    for text in ("docker/README.md", "docs/install.md"):
+        assert "never push `build`" in (ROOT / text).read_text().lower(), text
+
+
 def test_what_others_stand_on_has_no_label_that_changes_without_it() -> None:
     """A new label makes a new image, and all that stands on it would fetch its packages anew."""
     engine = FakeEngine()
