@@ -108,3 +108,17 @@ annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{/*
+Annotations of a pod that a controller makes. EKS gives the role of a ServiceAccount to every container that is not
+named here; the one that runs models reads no object. (list ROOT VALUES "container")
+*/}}
+{{- define "shortstack.made.annotations" -}}
+{{- $given := default dict (index . 1).podAnnotations -}}
+{{- if (index . 0).Values.serviceAccount.annotations -}}
+{{- $given = merge (deepCopy $given) (dict "eks.amazonaws.com/skip-containers" (index . 2)) -}}
+{{- end -}}
+{{- with $given -}}
+{{- toYaml . -}}
+{{- end -}}
+{{- end }}

@@ -73,6 +73,18 @@ def test_a_role_of_the_cloud_needs_no_secret() -> None:
     assert all(account["metadata"]["annotations"] == {"role": "writer"} for account in accounts)
 
 
+def test_a_role_of_the_cloud_is_not_for_containers_that_read_no_object() -> None:
+    """EKS gives a role to every container of a pod but those that the pod names itself."""
+    skip = "eks.amazonaws.com/skip-containers"
+    role = r"serviceAccount.annotations.eks\.amazonaws\.com/role-arn=arn:aws:iam::1:role/stack"
+    objects = render(role, "training.job.podAnnotations.team=ml")
+    assert pod(objects, "trainer").annotations == {skip: "trainer", "team": "ml"}
+    assert pod(objects, "server").annotations == {skip: "server"}
+    own = r"training.job.podAnnotations.eks\.amazonaws\.com/skip-containers=trainer\,mesh"
+    assert pod(render(role, own), "trainer").annotations == {skip: "trainer,mesh"}
+    assert pod(render(), "trainer").annotations == pod(render(), "server").annotations == {}
+
+
 def test_claims_outlive_the_release_unless_told() -> None:
     kept = of_kind(render(), "PersistentVolumeClaim").values()
     assert all(claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"} for claim in kept)

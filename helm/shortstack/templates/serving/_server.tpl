@@ -33,9 +33,9 @@ spec:
         {{- with $own.podLabels }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
-      {{- with $own.podAnnotations }}
+      {{- with include "shortstack.made.annotations" (list . $own "server") }}
       annotations:
-        {{- toYaml . | nindent 8 }}
+        {{- . | nindent 8 }}
       {{- end }}
     spec:
       # After the pause before SIGTERM, requests under way have their whole time.

@@ -28,9 +28,9 @@ spec:
         {{- with $own.podLabels }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
-      {{- with $own.podAnnotations }}
+      {{- with include "shortstack.made.annotations" (list . $own "trainer") }}
       annotations:
-        {{- toYaml . | nindent 8 }}
+        {{- . | nindent 8 }}
       {{- end }}
     spec:
       restartPolicy: Never
@@ -56,7 +56,7 @@ spec:
             {{- include "shortstack.training.pod.mounts" . | nindent 12 }}
             {{- include "shortstack.storage.mount" . | nindent 12 }}
       containers:
-        # It reads no message and no object: no address, no credentials of either.
+        # It reads no message and no object: no address, no credentials of either. Its network is the pod's.
         - name: trainer
           image: {{ $image | quote }}
           imagePullPolicy: {{ .Values.image.pullPolicy }}

@@ -18,7 +18,7 @@ def _prepare() -> int:
 
 
 def _train() -> int:
-    # Imported apart: this container has no way to Kafka or the object store, and needs none.
+    # Imported apart: this container is told nothing of Kafka or the object store, and needs no client of theirs.
     from shortstack.training.pod.train import run
 
     return run()

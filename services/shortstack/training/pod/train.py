@@ -1,4 +1,7 @@
-"""The main container of an attempt's pod: torchrun, and nothing else. It reaches neither Kafka nor the object store.
+"""The main container of an attempt's pod: torchrun, and nothing else.
+
+It has no address of Kafka and no credentials, of that or of the object store. The network is the pod's all the same: a
+policy that lets the agent reach them lets this container, too.
 
 Its lock is its sign of life to the agent in the next container: the kernel frees it whatever ends this process, and
 with this process, the first of its container, all others of it end.
