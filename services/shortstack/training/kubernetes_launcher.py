@@ -238,7 +238,7 @@ class KubernetesLauncher:
         """What the API has; all attempts are listed at once, and no more often than every ``look_s``."""
         now = self._clock.monotonic()
         if self._looked_at is None or now - self._looked_at >= self._look_s:
-            labels = {_RUN: None, **self._release_label()}
+            labels: dict[str, str | None] = {_RUN: None, **self._release_label()}
             jobs = {_key(job): job for job in self._cluster.list(JOB, labels)}
             pods = self._cluster.list(POD, labels)
             keys = {*jobs, *map(_key, pods)}
