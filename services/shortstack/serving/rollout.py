@@ -75,6 +75,10 @@ class Rollout(Protocol):
         """
         ...
 
+    def behind(self, url: str) -> str:
+        """Why a route still leads to ``url``, a server of an earlier template; empty if it leads to one of now."""
+        ...
+
     def remove(self, export: Export) -> None:
         """Takes a model away, if it is there; what is under way finishes."""
         ...
@@ -118,6 +122,10 @@ class EmbeddedRollout:
         if adapter_of(export) not in self._client.adapters():
             self._load(export)
         return self._client.url
+
+    def behind(self, url: str) -> str:
+        """See `Rollout.behind`; the one server has no template."""
+        return ""
 
     def remove(self, export: Export) -> None:
         """See `Rollout.remove`."""

@@ -78,6 +78,9 @@ class FakeRollout:
     def remove(self, export: tr.Export) -> None:
         self.held.discard(export.digest)
 
+    def behind(self, url: str) -> str:
+        return ""
+
     def keep(self, held: Sequence[Held]) -> None:
         self.kept = {one.export.digest for one in held}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Poison
+from shortstack.core.errors import Poison, Transient
 from shortstack.messages.v1.serving_pb2 import Endpoint
 from shortstack.messages.v1.training_pb2 import Export
 from shortstack.prompts.formats import PromptFormats
@@ -17,6 +17,7 @@ from shortstack.serving.contract import Proof, prove
 from shortstack.serving.deployments.condition import Condition
 from shortstack.serving.deployments.fleet import Fleet
 from shortstack.serving.deployments.server import Addresses, Server, Servers, Weights
+from shortstack.serving.deployments.succession import Succession
 from shortstack.serving.rollout import Held, NotReady, RolledOut
 from shortstack.serving.tgi import TgiClient
 from shortstack.serving.tongues import Tongues
@@ -33,7 +34,8 @@ class Terms:
     Attributes:
         drain_s: seconds that a server stays after nobody needs it.
         replace: there is no room for two: the old server goes before the new one starts.
-        patience_s: seconds that a server may then take until the old one comes back.
+        patience_s: seconds that a server may take until the old one comes back, or, with room for two, until it is
+            given up and the old one stays.
     """
 
     drain_s: float
@@ -71,27 +73,21 @@ class DeploymentRollout:
         self._clients: dict[str, TgiClient] = {}
         self._infos: dict[str, Mapping[str, Any]] = {}
         self._base_urls: dict[str, str] = {}
-        self._base_servers: dict[str, set[str]] = {name: set() for name in bases}
+        self._base_servers: dict[str, tuple[str, str]] = dict.fromkeys(bases, ("", ""))
         self._coming = ""
-        self._upgrading = ""
-        self._failed: set[str] = set()
+        self._succession = Succession(clock, terms.patience_s)
+        self._faults: dict[str, str] = {}
         self._began: dict[str, float] = {}
         self._unneeded_since: dict[str, float] = {}
 
     def base(self, name: str, folder: Path, url: str) -> Endpoint:
         """See `Rollout.base`. One made from another template serves until its successor is ready."""
         server, before = self._servers.of(Weights.of_base(name, folder)), self._addresses.server(url)
-        self._base_servers[name] = {server.hex, before} - {""}
-        if self._terms.replace and before not in ("", server.hex):
-            self._make_way(before)
-        self._fleet.make(server)
-        condition, now = self._fleet.condition(server.hex), server.hex
-        if not condition.ready:
-            if before in ("", server.hex) or not self._fleet.condition(before).ready:
-                raise NotReady(condition.why)
-            now = before
+        self._base_servers[name] = (before, server.hex)
+        now = self._addresses.server(self._route(server, url, lambda: ""))
         self._base_urls[name] = self._addresses.url(now)
-        self._base_servers[name] = {server.hex, now}
+        if now == server.hex:
+            self._base_servers[name] = (now, now)
         return self._endpoint(now, "base", folder)
 
     def roll_out(self, export: Export, proving: Callable[[], None], instead_of: Sequence[Held] = ()) -> RolledOut:
@@ -117,22 +113,19 @@ class DeploymentRollout:
     def reload(self, export: Export, url: str) -> str:
         """See `Rollout.reload`. After an upgrade of the template a new server is proven before it is routed to."""
         server, before = self._servers.of(Weights.of_export(export)), self._addresses.server(url)
-        if before == server.hex:
-            self._fleet.make(server)
-            return self._require_ready(server.hex)
-        if self._upgrading not in ("", server.hex):  # one at a time, for each wants room beside its old one
-            return self._require_ready(before)
-        self._upgrading = server.hex
-        if self._terms.replace:
-            self._make_way(before)
-        self._fleet.make(server)
-        condition = self._fleet.condition(server.hex)
-        if condition.ready and self._is_proven(server.hex, export):
-            self._upgrading = ""
-            return self._addresses.url(server.hex)
-        if self._fleet.condition(before).ready:
+        in_turn = self._terms.replace or self._fleet.has_deployment(before)
+        if not in_turn:
+            self._succession.pass_turn(server.hex)  # it has nothing to lose, and room enough
+        elif before != server.hex and (first := self._succession.take_turn(server.hex)) != server.hex:
+            if not self._succession.has_given_up(before, server.hex):
+                self._succession.wait(before, server.hex, f"server-{first} is started first, one after the other")
+            self._require_ready(before)
             return url
-        raise NotReady(condition.why or "the server of the upgraded template fails the contract test")
+        return self._route(server, url, lambda: self._fault(server.hex, export))
+
+    def behind(self, url: str) -> str:
+        """See `Rollout.behind`."""
+        return self._succession.why(self._addresses.server(url))
 
     def remove(self, export: Export) -> None:
         """See `Rollout.remove`."""
@@ -140,13 +133,14 @@ class DeploymentRollout:
 
     def keep(self, held: Sequence[Held]) -> None:
         """See `Rollout.keep`. Servers are found by label, those of this release alone."""
-        if not all(self._base_servers.values()):
+        if not all(successor for _, successor in self._base_servers.values()):
             return  # a base has not been looked at since the start, so it is not known what nobody needs
-        needed = {self._servers.of(Weights.of_export(one.export)).hex for one in held}
-        needed |= {self._addresses.server(one.url) for one in held}
-        needed = needed.union(*self._base_servers.values())
-        if self._upgrading not in needed:
-            self._upgrading = ""
+        routes = [
+            (self._addresses.server(one.url), self._servers.of(Weights.of_export(one.export)).hex) for one in held
+        ]
+        pairs = [*routes, *self._base_servers.values()]
+        needed = {server for pair in pairs for server in self._succession.needed(*pair)}
+        self._succession.keep(needed)
         now = self._clock.monotonic()
         for server in self._fleet.known():
             if server in needed or server == self._coming:
@@ -164,6 +158,59 @@ class DeploymentRollout:
                 client.close()
             self._clients.clear()
         self._fleet.close()
+
+    # Upgrading.
+
+    def _route(self, server: Server, url: str, fault: Callable[[], str]) -> str:
+        """Where to route to: to a server once it is there without a fault; until then to ``url``, if that answers."""
+        before = self._addresses.server(url)
+        if before == server.hex:
+            self._fleet.make(server)
+            return self._require_ready(server.hex)
+        why = self._bring(server, before, fault)
+        if not why:
+            return self._addresses.url(server.hex)
+        old = self._fleet.condition(before)
+        if not old.ready:
+            stands = self._fleet.has_deployment(before)
+            raise NotReady(f"{old.why.rstrip('.')}. Of its successor: {why}" if stands else why)
+        return url
+
+    def _bring(self, server: Server, before: str, fault: Callable[[], str]) -> str:
+        """Takes one more step towards the successor of a server; why it has not come, empty if it has."""
+        stands = self._fleet.has_deployment(before)
+        if not stands:
+            self._succession.forget(before)
+        elif self._succession.has_given_up(before, server.hex):
+            self._succession.pass_turn(server.hex)
+            return self._succession.why(before)
+        late = stands and self._succession.is_late(before, server.hex)
+        why, sure = self._step(server, before, fault)
+        if not why:
+            self._succession.forget(before)
+            self._succession.pass_turn(server.hex)
+        elif stands and (sure or late) and not self._terms.replace:  # else there is nothing to go back to
+            self._succession.give_up(before, server.hex, why)
+            self._faults.pop(server.hex, None)
+        elif stands:
+            self._succession.wait(before, server.hex, why)
+        return why
+
+    def _step(self, server: Server, before: str, fault: Callable[[], str]) -> tuple[str, bool]:
+        """What a successor lacks (empty if nothing), and whether it always will."""
+        try:
+            if self._terms.replace:
+                self._make_way(before)
+            self._fleet.make(server)
+            condition = self._fleet.condition(server.hex)
+            if not condition.ready:
+                return condition.why, condition.hopeless
+            why = fault()
+        except Poison as error:
+            return str(error), True
+        except Transient as error:  # if the API server is away, then the old server cannot be looked at either
+            return str(error), False
+        return why, bool(why)
 
     # Waiting.
 
@@ -218,14 +265,15 @@ class DeploymentRollout:
         render = self._formats.with_base(fetched.tokenizer).get(export.prompt_format).prompt
         return prove(self._client(url), fetched.probes(), render, adapter_id="", base=self._client(base))
 
-    def _is_proven(self, server: str, export: Export) -> bool:
-        """Asks once: servers do not change, so one that failed fails again."""
-        if server not in self._failed:
+    def _fault(self, server: str, export: Export) -> str:
+        """Why a server fails the contract test, empty if it passes. Asks once: one that failed fails again."""
+        if server not in self._faults:
             fetched = fetch_export(self._blobs, export, self._folder, WORDS)
             proof = self._prove(self._addresses.url(server), export, fetched, self._base_url(export.base_model))
-            if not proof.model.passed:
-                self._failed.add(server)
-        return server not in self._failed
+            if proof.model.passed:
+                return ""
+            self._faults[server] = f"contract test: {proof.model.why}"
+        return self._faults[server]
 
     def _base_url(self, name: str) -> str:
         url = self._base_urls.get(name, "")
