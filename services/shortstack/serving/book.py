@@ -24,6 +24,7 @@ __all__ = ["ModelBook", "in_order", "stamp"]
 _JOB_OVER: Final = frozenset({tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED})
 _OVER: Final = frozenset({sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN})
 _TROUBLE: Final = "its server does not answer: "
+_BEHIND: Final = "still served by the server of the earlier template: "
 _OPEN: Final = frozenset({sv.MODEL_STATE_LOADING, sv.MODEL_STATE_PROVING})
 
 
@@ -81,15 +82,16 @@ class ModelBook:
 
     # Wishes.
 
-    def base(self, name: str, endpoint: sv.Endpoint | None, now: datetime, why: str = "") -> None:
-        """Says whether a base model is served as it is, else why not."""
+    def base(self, name: str, endpoint: sv.Endpoint | None, now: datetime, why: str = "", behind: str = "") -> None:
+        """Says whether a base model is served as it is, else why not; and why an upgrade has not reached it."""
         model = self.models.get(name)
         if model is None:
             model = self._open(name, "", tr.Export(), "", now)
         wanted = sv.MODEL_STATE_SERVED if endpoint is not None else sv.MODEL_STATE_LOADING
-        if model.state == wanted and (model.message == why if endpoint is None else model.endpoint == endpoint):
+        said = f"{_BEHIND}{behind}" if behind else why
+        if model.state == wanted and model.message == said and endpoint in (None, model.endpoint):
             return
-        model.state, model.message = wanted, why
+        model.state, model.message = wanted, said
         if endpoint is not None:
             model.endpoint.CopyFrom(endpoint)
         self._touch(model, now)
@@ -186,12 +188,14 @@ class ModelBook:
         model.message = "; ".join(filter(None, [said, *self._move(model, now)]))
         self._touch(model, now)
 
-    def moved(self, name: str, url: str, now: datetime) -> None:
-        """A served model answers at ``url`` now."""
+    def moved(self, name: str, url: str, now: datetime, behind: str = "") -> None:
+        """A served model answers at ``url`` now; ``behind`` says why an upgrade has not reached it."""
         model = self.models[name]
-        if model.state == sv.MODEL_STATE_SERVED and (model.endpoint.url != url or model.message.startswith(_TROUBLE)):
-            model.endpoint.url = url
-            model.message = _words_of_proof(model) if model.message.startswith(_TROUBLE) else model.message
+        said = f"{_BEHIND}{behind}" if behind else model.message
+        if not behind and said.startswith((_TROUBLE, _BEHIND)):
+            said = _words_of_proof(model)
+        if model.state == sv.MODEL_STATE_SERVED and (model.endpoint.url, model.message) != (url, said):
+            model.endpoint.url, model.message = url, said
             self._touch(model, now)
 
     def troubled(self, name: str, why: str, now: datetime) -> None:

@@ -208,10 +208,10 @@ class ServingController:
         now = self._clock.now()
         for finding in self._looking.found():
             if finding.name in self._bases:
-                self._book.base(finding.name, finding.endpoint, now, finding.trouble)
+                self._book.base(finding.name, finding.endpoint, now, finding.trouble, finding.behind)
             elif finding.url:
                 # A stack that was started again on other ports has its server elsewhere.
-                self._book.moved(finding.name, finding.url, now)
+                self._book.moved(finding.name, finding.url, now, finding.behind)
             else:
                 self._book.troubled(finding.name, finding.trouble, now)
 

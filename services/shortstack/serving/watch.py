@@ -43,12 +43,14 @@ class Finding:
         endpoint: of a base that answers.
         url: where a fine-tuned model answers.
         trouble: why it does not; of a base, whose route goes until it does.
+        behind: why it is still a server of an earlier template that answers.
     """
 
     name: str
     endpoint: sv.Endpoint | None = None
     url: str = ""
     trouble: str = ""
+    behind: str = ""
 
 
 class Watch:
@@ -96,7 +98,8 @@ class Watch:
     def _bases(self, bases: Iterable[tuple[str, Path, str]]) -> Iterable[Finding]:
         for name, folder, url in bases:
             try:
-                yield Finding(name, endpoint=self._rollout.base(name, folder, url))
+                endpoint = self._rollout.base(name, folder, url)
+                yield Finding(name, endpoint=endpoint, behind=self._behind(name, endpoint.url))
             except (NotReady, Poison) as error:
                 yield Finding(name, trouble=str(error))
             except Transient as error:  # nothing is known, so its route stays as it is
@@ -105,11 +108,20 @@ class Watch:
     def _served(self, served: Iterable[tuple[str, Held]]) -> Iterable[Finding]:
         for name, held in served:
             try:
-                yield Finding(name, url=self._rollout.reload(held.export, held.url))
-                self._logged.pop(name, None)
+                url = self._rollout.reload(held.export, held.url)
+                yield Finding(name, url=url, behind=self._behind(name, url))
             except (Transient, Poison) as error:
                 self._say(name, str(error))
                 yield Finding(name, trouble=str(error))
+
+    def _behind(self, name: str, url: str) -> str:
+        """Why a model that answers is behind; logged when it changes."""
+        behind = self._rollout.behind(url)
+        if behind:
+            self._say(name, behind)
+        else:
+            self._logged.pop(name, None)
+        return behind
 
     def _quietly(self, name: str, act: Callable[[], None]) -> None:
         """Does what the next look tries again if it fails."""
