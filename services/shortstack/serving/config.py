@@ -45,7 +45,10 @@ class ServingConfig(ServiceConfig):
     owner: str = Field("", description="ConfigMap of the release, which owns what is made in the cluster")
     namespace: str | None = Field(None, description="Namespace of what is made (the pod's own)")
     serving_start_timeout_s: float = Field(
-        1800.0, gt=0, description="`replace`: seconds a new server may take before the one it superseded comes back"
+        1800.0,
+        gt=0,
+        description="Seconds a new server may take: in an upgrade until it is given up, with `replace` until the one "
+        "it superseded comes back",
     )
 
     @property
