@@ -52,11 +52,14 @@ def test_the_metrics_page_is_empty_until_the_first_request(serving: Callable[...
         assert client.get("/metrics").text == ""
         client.post("/generate", json=body(max_new_tokens=3))
         client.post("/generate", json=body(temperature=0))
-        page = client.get("/metrics").text
-    assert "tgi_request_count 2\n" in page
-    assert "tgi_request_success 1\n" in page
-    assert 'tgi_request_failure{err="validation"} 1\n' in page
-    assert 'tgi_batch_inference_count{method="decode"}' in page
+        wanted = (
+            "tgi_request_count 2\n",
+            "tgi_request_success 1\n",
+            'tgi_request_failure{err="validation"} 1\n',
+            'tgi_batch_inference_count{method="decode"}',
+        )
+        # A request is counted once its answer has gone out.
+        until(lambda: all(line in client.get("/metrics").text for line in wanted), lambda: client.get("/metrics").text)
 
 
 def test_generate_has_the_recorded_shape(client: httpx.Client) -> None:
