@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from typing import Final
@@ -48,7 +48,6 @@ class BatchWorker(Background):
         telemetry: logs and metrics.
         clock: for back-off; polls wait in real time.
         limits: see `WorkerLimits`.
-        close_gate: while it says True nothing is read (back-pressure); membership goes on.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class BatchWorker(Background):
         clock: Clock,
         *,
         limits: WorkerLimits | None = None,
-        close_gate: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__(group)
         self._broker = broker
@@ -74,8 +72,6 @@ class BatchWorker(Background):
         self._metrics = telemetry.metrics
         self._clock = clock
         self._limits = limits = limits or WorkerLimits()
-        self._close_gate = close_gate or (lambda: False)
-        self._gate_closed = False
         self._held: dict[Partition, Held] = {}
         self._fates: deque[bool] = deque(maxlen=limits.dead_letters.window if limits.dead_letters else 1)
         self._own: dict[Partition, AttemptMark] = {}  # counted by this process, which did not die of it
@@ -116,7 +112,7 @@ class BatchWorker(Background):
     def _work(self) -> None:
         """One membership, from joining to leaving."""
         self._broker.ready(_CONNECT_TIMEOUT_S)
-        self._held, self._gate_closed = {}, False
+        self._held = {}
         self._heard()
         with ExitStack() as stack:
             self._consumer: Consumer = self._broker.consumer(
@@ -144,7 +140,7 @@ class BatchWorker(Background):
             self._producer.close(_CLOSE_S)
 
     def _turn(self) -> None:
-        self._open_and_close()
+        self._resume_due()
         deliveries = self._consumer.poll(self._limits.poll_s, self._limits.messages)
         if deliveries:
             self._handle_all(deliveries)
@@ -164,7 +160,7 @@ class BatchWorker(Background):
         Raises:
             Transient: messages stand there, now and one silence ago, and none was delivered.
         """
-        if self._gate_closed or self._clock.monotonic() - self._heard_at < _SILENCE_S:
+        if self._clock.monotonic() - self._heard_at < _SILENCE_S:
             return
         missed, self._heard_at = self._missed, self._clock.monotonic()
         waiting = self._consumer.undelivered()
@@ -172,21 +168,13 @@ class BatchWorker(Background):
         if missed and waiting:
             raise Transient(f"{waiting} messages stand there and are not delivered", remedy="It joins its group anew.")
 
-    def _open_and_close(self) -> None:
-        """Pauses everything while the gate is closed; resumes what has waited long enough."""
+    def _resume_due(self) -> None:
+        """Resumes what has waited long enough."""
         now = self._clock.monotonic()
-        closed = self._close_gate()
         due = [p for p, held in self._held.items() if held.resume_at is not None and held.resume_at <= now]
         for partition in due:
             self._held[partition].resume_at = None
-        if closed:
-            self._consumer.pause(self._consumer.assignment())
-        elif self._gate_closed:
-            backing_off = {p for p, held in self._held.items() if held.resume_at is not None}
-            self._consumer.resume(self._consumer.assignment() - backing_off)
-        else:
-            self._consumer.resume(due)
-        self._gate_closed = closed
+        self._consumer.resume(due)
 
     def _handle_all(self, deliveries: Sequence[Delivery]) -> None:
         """Handles in order and commits; a partition that must wait is left out from there on."""

@@ -233,29 +233,6 @@ def test_too_much_poison_stops_the_worker(
         until(lambda: broker.lag(unique, [topic.name]) == 0)
 
 
-def test_a_closed_gate_holds_everything_back(
-    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
-) -> None:
-    asked = []
-    closed = [True]
-
-    def gate() -> bool:
-        asked.append(1)
-        return closed[0]
-
-    recorder = Recorder(out)
-    with running(work(recorder, close_gate=gate)) as worker:
-        until(lambda: len(asked) > 10)
-        send(broker, topic, ("a", b"1"), ("b", b"2"))
-        count = len(asked)
-        until(lambda: len(asked) > count + 10)
-        assert recorder.seen == []
-        closed[0] = False
-        until(lambda: broker.lag(unique, [topic.name]) == 0)
-        assert worker.failed is None
-    assert sorted(recorder.seen) == [b"1", b"2"]
-
-
 def test_a_groups_reset_repeats_the_work_and_changes_nothing_else(
     broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
