@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.polling import until
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -110,6 +111,7 @@ def _serving(config: InferenceConfig) -> Iterator[Served]:
     server = GracefulServer(build_app(parts), config.graceful_termination_timeout, parts.engine.give_up)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
+    until(lambda: server.started, "the server listens")
     try:
         yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", parts)
     finally:
