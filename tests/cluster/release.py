@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 from tests.cluster.cluster import Cluster, words
+from tests.polling import until
 
 __all__ = ["SMALL", "Chats", "Release", "ask"]
 
@@ -110,14 +111,14 @@ class Release:
 
         self.until(ready, within_s=within_s)
 
-    def until(self, look: Callable[[], T | None], *, within_s: float = LONG_S) -> T:
+    def until(self, look: Callable[[], T], *, within_s: float = LONG_S) -> T:
         """The first thing that ``look`` finds; fails with the pods' states after ``within_s``."""
-        deadline = time.monotonic() + within_s
-        while not (found := look()):
-            if time.monotonic() > deadline:
-                raise AssertionError(f"not within {within_s:.0f} s:\n{self.cluster.kubectl('get', 'all').stdout}")
-            time.sleep(_POLL_S)
-        return found
+        return until(
+            look,
+            lambda: f"\n{self.cluster.kubectl('get', 'all').stdout}",
+            deadline_s=within_s,
+            every_s=_POLL_S,
+        )
 
     # Asking it.
 

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
+from tests.polling import until
 
 from shortstack.local.broker import BrokerConfig, LocalBroker
 from shortstack.local.settings import LocalSettings
@@ -41,14 +41,13 @@ def container(folder: Path, config: BrokerConfig) -> Iterator[subprocess.Popen[b
 
 def topics(port: int, process: subprocess.Popen[bytes]) -> set[str]:
     """The broker's topics, once it takes connections."""
-    end = time.monotonic() + 60
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("localhost", port)) == 0:
-                break
+
+    def answers() -> bool:
         assert process.poll() is None, f"it ended with status {process.returncode}"
-        assert time.monotonic() < end, "it takes no connections"
-        time.sleep(0.1)
+        with socket.socket() as probe:
+            return probe.connect_ex(("localhost", port)) == 0
+
+    until(answers, "it takes connections")
     with closing(KafkaAdminClient(bootstrap_servers=f"localhost:{port}")) as admin:
         return set(admin.list_topics())
 

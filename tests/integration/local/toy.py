@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def main() -> None:
     with journal.open("a") as stream:
         stream.write(f"started {name}\n")
     if os.environ.get("TOY_FAULT") == "mute":
-        time.sleep(600)
+        signal.pause()
     HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 

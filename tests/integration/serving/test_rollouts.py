@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,9 +14,10 @@ import pytest
 from tests.fakes.kubernetes import FakeKubernetes
 from tests.integration.serving.conftest import BASE, Fine
 from tests.integration.serving.kubelet import Kubelet
+from tests.polling import until
 from tests.unit.serving.deployed import TEMPLATE
 
-from shortstack.core.clock import SystemClock
+from shortstack.core.clock import FakeClock
 from shortstack.core.errors import Poison, Transient
 from shortstack.messages.v1.serving_pb2 import Endpoint
 from shortstack.messages.v1.training_pb2 import Export
@@ -56,19 +57,25 @@ class Place(ABC):
         """Whether a server holds a model."""
 
     @abstractmethod
+    def later(self) -> None:
+        """Time passes, for what believes an answer for a while."""
+
+    @abstractmethod
     def close(self) -> None:
         """Ends what was started."""
 
     def bring(self, act: Callable[[], T]) -> T:
         """Acts until the servers are ready for it."""
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
+
+        def done() -> T | None:
             try:
                 return act()
             except Transient:
-                assert time.monotonic() < deadline
                 self.sync()
-                time.sleep(0.05)
+                self.later()
+                return None
+
+        return until(done, "the servers are ready for it", deadline_s=DEADLINE_S, every_s=0.05)
 
     def base(self) -> Endpoint:
         return self.bring(lambda: self.rollout.base(BASE, self.base_folder, ""))
@@ -82,7 +89,7 @@ class Place(ABC):
         for _ in range(3):
             self.rollout.keep(held)
             self.sync()
-            time.sleep(0.6)
+            self.later()
 
 
 class Embedded(Place):
@@ -93,6 +100,9 @@ class Embedded(Place):
 
     def sync(self) -> None:
         """The one server is up."""
+
+    def later(self) -> None:
+        """It is asked each time."""
 
     def lose(self, export: Export) -> None:
         self.client.drop_adapter(export.digest[:12])
@@ -115,22 +125,25 @@ class Deployments(Place):
         self.base_folder = fetch_base(blobs, BASE, folder / "bases" / BASE, weights=False)
         template = folder / "server.yaml"
         template.write_text(TEMPLATE.replace("memory://", storage_url))
-        servers, clock = Servers(template), SystemClock()
+        servers, self.clock = Servers(template), FakeClock(datetime.now(UTC))
         self.rollout = DeploymentRollout(
-            Fleet(self.kubernetes.cluster("stack-owner"), servers.selector, clock),
+            Fleet(self.kubernetes.cluster("stack-owner"), servers.selector, self.clock),
             servers,
             lambda url: TgiClient(url, 60),
             blobs,
             folder / "serving",
             PromptFormats.builtin(),
             {BASE: self.base_folder},
-            clock,
+            self.clock,
             Terms(drain_s=0.0),
             self.kubelet,
         )
 
     def sync(self) -> None:
         self.kubelet.sync()
+
+    def later(self) -> None:
+        self.clock.advance(1)
 
     def lose(self, export: Export) -> None:
         name = self._name(export)
