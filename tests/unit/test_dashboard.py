@@ -49,7 +49,7 @@ def samples() -> dict[str, set[str] | None]:
 
 
 def test_the_file_is_as_its_source_has_it() -> None:
-    remedy = "run `python deploy/grafana/overview.py > helm/shortstack/files/overview.json`"
+    remedy = "run `python -m grafana.overview > ../helm/shortstack/files/overview.json` in deploy"
     assert FILE.read_text(encoding="utf-8") == document(), remedy
 
 
