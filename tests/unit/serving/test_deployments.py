@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 from tests.unit.serving.deployed import BASE, OWNER, Deployed
-from tests.unit.serving.world import Running, World
 
 from shortstack.core.errors import Fatal, Poison, Transient
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.serving.deployments.condition import CRASHES
-from shortstack.serving.deployments.rollout import Terms
 from shortstack.serving.deployments.server import Addresses
 from shortstack.serving.rollout import NotReady
 
@@ -22,11 +20,6 @@ SERVED = sv.MODEL_STATE_SERVED
 @pytest.fixture
 def cluster(tmp_path: Path) -> Deployed:
     return Deployed(tmp_path)
-
-
-@pytest.fixture
-def replacing(tmp_path: Path) -> Deployed:
-    return Deployed(tmp_path, Terms(drain_s=30.0, replace=True, patience_s=600.0))
 
 
 def said(cluster: Deployed, export: Any) -> str:
@@ -320,49 +313,6 @@ def test_nothing_is_an_orphan_before_every_base_was_looked_at(cluster: Deployed)
     assert len(cluster.servers()) == 1
 
 
-# Where there is no room for two.
-
-
-def test_to_replace_the_new_server_starts_when_the_pods_of_the_old_are_gone(replacing: Deployed) -> None:
-    replacing.with_base()
-    old, new = replacing.roll_out(replacing.export("a")), replacing.export("b")
-    name = replacing.server_of(old.export)
-    pod = replacing.kubernetes.pod_of(name)
-    replacing.kubernetes.pods_linger = True
-    replacing.clock.advance(1)
-    with pytest.raises(NotReady, match=f"{name}, which makes room"):
-        replacing.rollout.roll_out(new, lambda: None, [old])
-    assert len(replacing.servers()) == 1
-    replacing.kubernetes.remove_pod(pod)
-    assert replacing.roll_out(new, [old]).url == f"http://{replacing.server_of(new)}:8080"
-    assert name not in replacing.servers()
-
-
-def test_to_replace_a_damaged_export_leaves_the_old_server_alone(replacing: Deployed) -> None:
-    replacing.with_base()
-    old, new = replacing.roll_out(replacing.export("a")), replacing.export("b")
-    new.manifest_sha256 = "0" * 64
-    with pytest.raises(Poison):
-        replacing.rollout.roll_out(new, lambda: None, [old])
-    assert replacing.server_of(old.export) in replacing.servers()
-
-
-def test_to_replace_a_new_server_that_does_not_start_gives_the_place_back(replacing: Deployed) -> None:
-    replacing.with_base()
-    old, new = replacing.roll_out(replacing.export("a")), replacing.export("b")
-    with pytest.raises(NotReady):
-        replacing.rollout.roll_out(new, lambda: None, [old])
-    words = "0/1 nodes are available: 1 Insufficient cpu."
-    replacing.kubernetes.unschedulable(replacing.kubernetes.pod_of(replacing.server_of(new)), words)
-    replacing.clock.advance(590)
-    with pytest.raises(NotReady, match="Insufficient cpu"):
-        replacing.rollout.roll_out(new, lambda: None, [old])
-    replacing.clock.advance(20)
-    with pytest.raises(Poison, match=r"not ready after 610 s: .*Insufficient cpu") as raised:
-        replacing.rollout.roll_out(new, lambda: None, [old])
-    assert "comes back" in raised.value.remedy
-
-
 # When the release is upgraded.
 
 
@@ -447,63 +397,3 @@ def test_addresses_are_read_back() -> None:
     assert addresses.server("http://127.0.0.1:18071") == ""
     assert addresses.pod({"status": {"podIP": "fd00::1"}}) == "http://[fd00::1]:8080"
     assert addresses.pod({"status": {}}) == ""
-
-
-# With the controller that drives it.
-
-
-def test_a_second_version_moves_the_route_once_and_the_first_is_drained_and_removed(tmp_path: Path) -> None:
-    cluster, world = Deployed(tmp_path, Terms(drain_s=30.0)), World()
-    cluster.clock = world.clock
-    world.rollout = cluster.restarted()  # type: ignore[assignment]  # a real one in place of the fake
-    settings = {"serving_keep_superseded": False, "serving_watch_s": 0.5, "serving_drain_s": 30.0}
-    with world.started(bases={BASE: cluster.base_folder}, **settings) as running:
-        running.until(lambda: len(cluster.servers()) == 1)
-        cluster.run_all()
-        running.settle(BASE, SERVED)
-        first, old = trained(world, cluster, "ftjob-1", "a")
-        running.until(lambda: len(cluster.servers()) == 2)
-        running.until(lambda: "fetches the weights" in running.controller.shown()[f"model/{old}"].model.message)
-        cluster.run_all()
-        running.settle(old, SERVED)
-        name = cluster.server_of(first)
-
-        second, new = trained(world, cluster, "ftjob-2", "b")
-        running.until(lambda: len(cluster.servers()) == 3)
-        assert running.weights("faq@prod") == {old: 100}
-        cluster.run_all()
-        running.settle(new, SERVED)
-        assert running.weights("faq@prod") == {new: 100}
-        assert f"superseded by {new}" in running.settle(old, sv.MODEL_STATE_WITHDRAWN).message
-        running.turn(50)
-        assert name in cluster.servers()
-        running.until(lambda: name not in cluster.servers())
-        running.until(lambda: len(cluster.kubernetes.all("services")) == 2)
-        assert cluster.server_of(second) in cluster.servers()
-    aliases = [record.alias.weights[0].model for key, record in world.states() if key == "alias/faq@prod"]
-    assert aliases == [old, new]
-
-
-def test_a_refused_model_has_its_server_removed_at_once(tmp_path: Path) -> None:
-    cluster, world = Deployed(tmp_path, Terms(drain_s=3000.0)), World()
-    cluster.clock = world.clock
-    world.rollout = cluster.restarted()  # type: ignore[assignment]  # a real one in place of the fake
-    with world.started(bases={BASE: cluster.base_folder}, serving_watch_s=0.5) as running:
-        running.until(lambda: len(cluster.servers()) == 1)
-        cluster.run_all()
-        running.settle(BASE, SERVED)
-        _, model = trained(world, cluster, "ftjob-1", "a", weights="nan")
-        running.until(lambda: len(cluster.servers()) == 2)
-        running.until(lambda: cluster.run(cluster.servers()[-1], ready=False) != "" and refused(running, model))
-        running.until(lambda: len(cluster.servers()) == 1)
-        assert running.weights("faq@prod") == {}
-
-
-def refused(running: Running, model: str) -> bool:
-    return running.controller.shown()[f"model/{model}"].model.state == sv.MODEL_STATE_REFUSED
-
-
-def trained(world: World, cluster: Deployed, job: str, name: str, **more: Any) -> tuple[Any, str]:
-    """A run that succeeded with a real export; the export and the model's name."""
-    export = cluster.export(name, **more)
-    return export, world.trained(job, name, alias="faq@prod", export=export)
