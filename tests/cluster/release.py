@@ -111,14 +111,16 @@ class Release:
 
         self.until(ready, within_s=within_s)
 
-    def until(self, look: Callable[[], T], *, within_s: float = LONG_S) -> T:
+    def until(self, look: Callable[[], T | None], *, within_s: float = LONG_S) -> T:
         """The first thing that ``look`` finds; fails with the pods' states after ``within_s``."""
-        return until(
+        found = until(
             look,
             lambda: f"\n{self.cluster.kubectl('get', 'all').stdout}",
             deadline_s=within_s,
             every_s=_POLL_S,
         )
+        assert found is not None  # `until` gives nothing that is not true
+        return found
 
     # Asking it.
 
