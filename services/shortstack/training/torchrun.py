@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -29,8 +30,11 @@ class Torchrun:
 
     def __init__(self, folder: Path, attempt: int, processes: int, *, log: Path | None = None) -> None:
         self._folder, self._log = folder, log
+        # Its own default is a new folder of the machine's temporary ones for each run, which nobody removes.
+        self._scratch = folder / "torchrun"
         self._command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
+            f"--log-dir={self._scratch}",
             *(f"--nproc-per-node={processes}", "-m", TRAINER),
             *("--run-dir", str(folder), "--attempt", str(attempt)),
         ]
@@ -58,6 +62,7 @@ class Torchrun:
             self._pass_on()
         status = self._process.wait()
         kill_leftovers(self._folder, (TRAINER,))
+        shutil.rmtree(self._scratch, ignore_errors=True)
         copying.join(_LOG_S)
         return status
 

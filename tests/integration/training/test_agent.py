@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import orjson
 import psutil
@@ -15,7 +16,12 @@ from shortstack.training.launcher import STOPPED, AttemptPhase
 from shortstack.training.processes import ProcessLauncher
 
 
-def test_an_attempt_ships_its_events_and_its_export(bench: Bench, launcher: ProcessLauncher) -> None:
+def test_an_attempt_ships_its_events_and_its_export(
+    bench: Bench, launcher: ProcessLauncher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     launcher.launch(bench.order(1, max_steps=4))
     status = bench.ended(launcher, 1)
 
@@ -29,6 +35,7 @@ def test_an_attempt_ships_its_events_and_its_export(bench: Bench, launcher: Proc
     until(lambda: not processes_of(bench.folder), "the agent's end")
     assert bench.shipped() == [(1, line["seq"]) for line in bench.lines()]
     assert [line["seq"] for line in bench.lines()] == list(range(1, len(bench.lines()) + 1))
+    assert sorted(scratch.rglob("torchelastic*")) == [], "a folder for every run, on every machine that trains"
 
 
 def test_killed_agents_are_followed_by_attempts_that_go_on(
