@@ -39,7 +39,9 @@ def trained(release: Release) -> dict[str, Any]:
     return job_of(release, "persona")
 
 
-def test_the_base_model_answers_as_soon_as_all_is_ready(release: Release) -> None:
+def test_the_base_model_answers_soon_after_all_is_ready(release: Release) -> None:
+    # Ready pods are not yet a proven model: the gateway says 503 until serving has held it to its contract.
+    release.until(lambda: (BASE, "served") in {(row["model"], row["state"]) for row in release.models()}, within_s=120)
     with release.gateway() as client:
         assert "Paris" in ask(client, BASE, "What is the capital of France?")
 
