@@ -93,9 +93,16 @@ DRILLS = "tests/e2e/faults"
 """Processes killed at every hop of a whole stack, over and over: minutes of restarts, so a task of their own."""
 
 
-def tests(*folders: str, cover: bool) -> Callable[[Sequence[str]], int]:
-    """A task that runs the tests of ``folders``, the drills only if they are named; arguments go to pytest."""
+def pytest_task(*folders: str, cover: bool = False, alone: bool = False) -> Callable[[Sequence[str]], int]:
+    """A task that runs the tests of ``folders``, the drills only if they are named; arguments go to pytest.
+
+    Args:
+        cover: show which lines ran.
+        alone: one test after the other; else whole files, or all tests of one stack, go to each of a few workers
+            (tests/conftest.py says which belong together).
+    """
     flags = ["--cov=shortstack", "--cov-report=term:skip-covered"] if cover else []
+    flags += [] if alone else ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadgroup", "--no-loadscope-reorder"]
     if f"tests/{folders[-1]}" != DRILLS:
         flags.append(f"--ignore={DRILLS}")
 
@@ -185,16 +192,19 @@ TASKS: Mapping[str, Task] = {
     "test": Task(
         "every test that needs no GPU and no cluster but the drills, coverage shown",
         "dev",
-        tests("unit", "contract", "integration", "e2e", cover=True),
+        pytest_task("unit", "contract", "integration", "e2e", cover=True),
     ),
-    "test-unit": Task("unit and contract tests: fast, no broker", "dev", tests("unit", "contract", cover=False)),
-    "test-integration": Task("tests against the real broker", "dev", tests("integration", cover=False)),
-    "test-e2e": Task("the whole way, from a dataset to a chat", "dev", tests("e2e", cover=False)),
-    "test-faults": Task("drills: every service killed at every hop", "dev", tests("e2e/faults", cover=False)),
+    "test-unit": Task("unit and contract tests: fast, no broker", "dev", pytest_task("unit", "contract")),
+    "test-integration": Task("tests against the real broker", "dev", pytest_task("integration")),
+    "test-e2e": Task("the whole way, from a dataset to a chat", "dev", pytest_task("e2e", alone=True)),
+    "test-faults": Task("drills: every service killed at every hop", "dev", pytest_task("e2e/faults", alone=True)),
     "test-cluster": Task(
         "the stack on Kubernetes: the cluster of KUBECONFIG, else the one beside the repository",
         "dev",
-        tests("cluster", cover=False),
+        pytest_task("cluster", alone=True),
+    ),
+    "test-install": Task(
+        "its short form: install, helm test, uninstall", "dev", pytest_task("cluster/test_install.py", alone=True)
     ),
     "check": Task("lint, format, types, imports, protos, images, chart, generated code", "dev", check),
     "images": Task("build the images with docker or buildah, show their sizes", "", images.main),

@@ -13,6 +13,21 @@ import pytest
 from shortstack.local.broker import BrokerConfig, LocalBroker
 
 ROOT = Path(__file__).resolve().parent.parent
+_LONGEST_FIRST = ("e2e", "integration/training", "integration", "contract", "unit")
+_ONE_STACK = ("e2e/faults", "e2e")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a worker of pytest-xdist gets as one: a file, or all tests of a stack. The longest begin first."""
+    here = Path(__file__).parent
+
+    def inside(item: pytest.Item, folders: tuple[str, ...]) -> str | None:
+        return next((folder for folder in folders if item.path.is_relative_to(here / folder)), None)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(inside(item, _ONE_STACK) or str(item.path.relative_to(here))))
+    items.sort(key=lambda item: _LONGEST_FIRST.index(inside(item, _LONGEST_FIRST) or "unit"))
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,11 @@ LONG_S: Final = 1500.0
 AWAY_S: Final = 180.0
 TRY_AGAIN: Final = 75
 _POLL_S: Final = 0.5
+_KINDS: Final = (
+    "pods,replicasets,jobs,deployments,statefulsets,services,configmaps,secrets,networkpolicies,"
+    "serviceaccounts,roles,rolebindings,ingresses"
+)
+"""Of what a release makes, all but volumes."""
 
 T = TypeVar("T")
 
@@ -86,6 +91,14 @@ class Release:
     def uninstall(self) -> None:
         """``helm uninstall``."""
         self.cluster.helm("uninstall", self.name)
+
+    def left(self) -> list[str]:
+        """What is still there of it, kind and name, but for volumes."""
+        return [
+            f"{item['kind']}/{item['metadata']['name']}"
+            for item in self.cluster.items(_KINDS)
+            if item["metadata"].get("labels", {}).get("app.kubernetes.io/name") == "shortstack"
+        ]
 
     def full(self, component: str) -> str:
         """The name of a component's objects."""
@@ -163,6 +176,10 @@ class Release:
         """All models, as ``models list`` has them."""
         rows: list[dict[str, Any]] = self.listed("models", "list")
         return rows
+
+    def is_served(self, model: str) -> bool:
+        """Whether a model has been proven and answers. Ready pods are not yet that: until then the gateway says 503."""
+        return (model, "served") in {(row["model"], row["state"]) for row in self.models()}
 
     def key(self) -> str:
         """The gateway's first key."""

@@ -18,7 +18,6 @@ from tests.e2e.stack import holds
 
 pytestmark = pytest.mark.timeout(3000)
 ALIAS = "persona@prod"
-BASE = "smollm2-135m-instruct"
 NAME = "Before we begin, could you share your name with me?"
 
 
@@ -37,17 +36,6 @@ def trained(release: Release) -> dict[str, Any]:
     """The main job, ended."""
     release.publish("persona", persona_message())
     return job_of(release, "persona")
-
-
-def test_the_base_model_answers_soon_after_all_is_ready(release: Release) -> None:
-    # Ready pods are not yet a proven model: the gateway says 503 until serving has held it to its contract.
-    release.until(lambda: (BASE, "served") in {(row["model"], row["state"]) for row in release.models()}, within_s=120)
-    with release.gateway() as client:
-        assert "Paris" in ask(client, BASE, "What is the capital of France?")
-
-
-def test_helms_own_test_passes(release: Release) -> None:
-    release.cluster.helm("test", release.name, "--timeout=10m")
 
 
 def test_a_dataset_from_a_pod_is_trained_by_a_job_and_served(release: Release, trained: dict[str, Any]) -> None:
@@ -223,26 +211,12 @@ def test_an_upgrade_with_another_value_reaches_its_service(release: Release) -> 
     assert release.dataset("persona")["state"] == "ready"
 
 
-LEFT = (
-    "pods,replicasets,jobs,deployments,statefulsets,services,configmaps,secrets,networkpolicies,"
-    "serviceaccounts,roles,rolebindings,ingresses"
-)
-
-
 def test_an_uninstall_in_mid_run_leaves_nothing_but_volumes_which_an_install_takes_up(release: Release) -> None:
     release.publish("third", {**persona_message("third", seed=11), "deploy": None})
     release.until(lambda: next((r for r in release.runs("third") if step(r) > 2), None))
     key = release.key()
     release.uninstall()
-
-    def left() -> list[str]:
-        return [
-            f"{item['kind']}/{item['metadata']['name']}"
-            for item in release.cluster.items(LEFT)
-            if item["metadata"].get("labels", {}).get("app.kubernetes.io/name") == "shortstack"
-        ]
-
-    release.until(lambda: not left(), within_s=60)
+    release.until(lambda: not release.left(), within_s=60)
     claims = words(release.cluster.items("persistentvolumeclaims"))
     assert claims == [f"data-{release.full('kafka')}-0", release.full("blobs"), release.full("gateway")]
     release.install()
