@@ -9,10 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from shortstack.local.broker import BrokerConfig, LocalBroker
 
 ROOT = Path(__file__).resolve().parent.parent
+# A machine that is busy otherwise is no fault of a law's.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 _LONGEST_FIRST = ("e2e", "integration/training", "integration", "contract", "unit")
 _ONE_STACK = ("e2e/faults", "e2e")
 
