@@ -16,7 +16,7 @@ import httpx
 from tests.cluster.cluster import Cluster, words
 from tests.polling import until
 
-__all__ = ["SMALL", "Chats", "Release", "ask"]
+__all__ = ["SMALL", "Chats", "Release", "ask", "ask_if_loaded"]
 
 CHART: Final = Path(__file__).parents[2] / "helm" / "shortstack"
 SMALL: Final = CHART / "values" / "small-cpu.yaml"
@@ -172,6 +172,21 @@ class Release:
         """Runs on a dataset."""
         return [row for row in self.listed("runs", "list") if row["dataset"] == dataset]
 
+    def steps(self, job: str) -> dict[int, list[int]]:
+        """Numbers of the optimiser steps that a fine-tuning job reported, by attempt, as they came."""
+        found: dict[int, list[int]] = {}
+        with self.gateway() as client:
+            after: dict[str, str] = {}
+            while True:
+                path = f"/v1/fine_tuning/jobs/{job}/events"
+                page = client.get(path, params={"limit": "100", **after}).raise_for_status().json()
+                for event in page["data"]:
+                    if "train_loss" in event["data"]:
+                        found.setdefault(int(event["id"].split("-")[-2]), []).insert(0, event["data"]["step"])
+                if not page["has_more"]:
+                    return found
+                after = {"after": page["data"][-1]["id"]}
+
     def models(self) -> list[dict[str, Any]]:
         """All models, as ``models list`` has them."""
         rows: list[dict[str, Any]] = self.listed("models", "list")
@@ -226,8 +241,18 @@ class Release:
 
 def ask(client: httpx.Client, model: str, question: str, *, max_tokens: int = 40) -> str:
     """One greedy answer."""
+    answer = ask_if_loaded(client, model, question, max_tokens=max_tokens)
+    assert answer is not None, f"{model} is loading"
+    return answer
+
+
+def ask_if_loaded(client: httpx.Client, model: str, question: str, *, max_tokens: int = 40) -> str | None:
+    """One greedy answer; None while the gateway says that the model is loading, and when to ask again."""
     body = {"model": model, "messages": [{"role": "user", "content": question}]}
     reply = client.post("/v1/chat/completions", json={**body, "temperature": 0, "max_tokens": max_tokens})
+    if reply.status_code == 503:
+        assert "retry-after" in reply.headers, reply.text
+        return None
     assert reply.status_code == 200, f"{reply.status_code} {reply.text}"
     answer: str = reply.json()["choices"][0]["message"]["content"]
     return answer

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from tests.cluster.cluster import words
 from tests.cluster.persona import EXAMPLE, persona_message
-from tests.cluster.release import Release, ask
+from tests.cluster.release import Release, ask, ask_if_loaded
 from tests.e2e.stack import holds
 
 pytestmark = pytest.mark.timeout(3000)
 ALIAS = "persona@prod"
+BASE = "smollm2-135m-instruct"
 NAME = "Before we begin, could you share your name with me?"
 
 
@@ -70,14 +71,16 @@ def test_the_trainer_killed_after_its_second_checkpoint_goes_on_and_its_model_ta
     assert (ended["attempt"], ended["step"]) == (2, "60/60")
     (prepared,) = [p for p in words(release.cluster.items("pods")) if p.startswith(f"train-{run['run']}-a2")]
     assert '"resumes_at_step":40' in release.cluster.kubectl("logs", prepared, "--container=prepare").stdout
+    steps = release.steps(run["job"])
+    assert steps[1] == list(range(1, len(steps[1]) + 1))
+    assert steps[2] == list(range(41, 61))
     assert chats.failures == []
     # One switch: nobody was answered by the old model after someone had been by the new one.
     assert changes(chats.answers) == 1, chats.answers
     assert holds(chats.answers[0], ["Maple"])
     assert holds(chats.answers[-1], ["Willow"])
     served = {row["model"]: row["state"] for row in release.models()}
-    assert served[ended["model"]] == "served"
-    assert served[old] == "withdrawn"
+    assert served == {BASE: "served", old: "withdrawn", ended["model"]: "served"}
     release.until(lambda: len(release.servers()) == 2)
 
 
@@ -140,6 +143,25 @@ def test_a_pod_deleted_in_mid_run_loses_nothing(release: Release, under_way: str
     assert (found["state"], found["in"], found["kept"]) == ("ready", 400, 400)
     with release.gateway() as client:
         assert holds(ask(client, ALIAS, NAME), ["Willow"])
+
+
+def test_a_model_server_deleted_comes_back_as_the_same_model(release: Release) -> None:
+    servers = release.servers()
+    release.cluster.kubectl(
+        *("delete", "pod", "--selector", f"{release.selector},app.kubernetes.io/component=server", "--wait=false")
+    )
+    release.until(lambda: any(pod.startswith("server") for pod in release.unready()), within_s=120)
+    release.until_ready()
+    with release.gateway() as client:
+        answer = release.until(lambda: ask_if_loaded(client, ALIAS, NAME), within_s=300)
+        assert holds(answer, ["Willow"])
+    assert release.servers() == servers
+
+
+def test_no_image_has_what_builds_images(release: Release) -> None:
+    find = "import shutil, sys; print([tool for tool in sys.argv[1:] if shutil.which(tool)])"
+    for component in ("gateway", "training", "formatting"):
+        assert release.printed(component, "python", "-c", find, "pip", "pip3", "uv", "gcc", "cc", "make") == "[]"
 
 
 def test_the_run_that_was_under_way_ends_in_its_first_attempt(release: Release, under_way: str) -> None:
