@@ -28,6 +28,7 @@ from shortstack.streams.broker import Broker, Consumer, Delivery, Partition, Pro
 from shortstack.streams.dead_letters import dead_letter
 from shortstack.streams.decoding import UNREADABLE
 from shortstack.streams.envelope import header
+from shortstack.streams.hearing import Hearing
 from shortstack.streams.topics import ingest_owner
 
 __all__ = ["GROUP", "IngestionWorker"]
@@ -109,7 +110,8 @@ class IngestionWorker(Background):
             except Transient as error:
                 self._waits.inc()
                 self._health.ready(GROUP, False, str(error))
-                self._stopping.wait(_RECONNECT_S)
+                self._telemetry.log.warning("waiting for Kafka", group=GROUP, error=str(error))
+                self._clock.wait(self._stopping, _RECONNECT_S)
             self._health.progress()
 
     def _session(self) -> None:
@@ -119,15 +121,16 @@ class IngestionWorker(Background):
             self._held = {}
         consumer = self._broker.consumer(GROUP, self._topics, on_revoked=self._revoked)
         self._health.ready(GROUP, True)
+        hearing = Hearing(consumer, self._clock)
         paused: frozenset[Partition] = frozenset()
         try:
             while not self._stopping.is_set():
-                paused = self._turn(consumer, paused)
+                paused = self._turn(consumer, hearing, paused)
         finally:
             self._revoked(consumer.assignment())
             consumer.close()
 
-    def _turn(self, consumer: Consumer, paused: frozenset[Partition]) -> frozenset[Partition]:
+    def _turn(self, consumer: Consumer, hearing: Hearing, paused: frozenset[Partition]) -> frozenset[Partition]:
         """Polls, even where nothing can be taken: membership is kept by polling."""
         free = self._workers - self._busy()
         if free <= 0:
@@ -136,9 +139,11 @@ class IngestionWorker(Background):
         elif paused:
             consumer.resume(paused & consumer.assignment())
             paused = frozenset()
-        for delivery in consumer.poll(_POLL_S, max(1, free)):
+        deliveries = consumer.poll(_POLL_S, max(1, free))
+        for delivery in deliveries:
             self._begin(delivery)
         self._commit(consumer)
+        hearing.polled(bool(deliveries))
         self._telemetry.metrics.consumer_lag.set(consumer.lag())
         self._health.progress()
         return paused

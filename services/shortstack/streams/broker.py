@@ -103,7 +103,11 @@ class Consumer(Protocol):
         ...
 
     def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> bool:
-        """Commits next offsets with metadata; False if a rebalance took the partition (keep polling)."""
+        """Commits next offsets with metadata; False if a rebalance took the partition (keep polling).
+
+        Raises:
+            Transient: the broker does not answer, or refuses although no rebalance is under way: close, and join anew.
+        """
         ...
 
     def committed(self, partition: Partition) -> tuple[int, str] | None:

@@ -1,8 +1,10 @@
-"""The one place that bounds what kafka-python unpacks.
+"""The one place that bounds what kafka-python unpacks, and steps over what it cannot read.
 
 The client decompresses whole batches before it looks at them: 400 MiB of zeros, 13 kB on the wire, cost 1.2 GB.
 Here every codec stops at `MAX_UNPACKED` bytes. A batch that unpacks to more, or not at all, is delivered as one empty
-message per record with the header `UNREADABLE`, so that it is set aside by position and the next one flows.
+message per record with the header `UNREADABLE`, so that it is set aside by position and the next one flows. So is a
+single record whose bytes are not what the format says, such as a header's name that is no UTF-8: any client may write
+one, no broker refuses it, and an exception inside ``poll()`` would come again for ever.
 """
 
 from __future__ import annotations
@@ -10,15 +12,16 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import lz4.frame
 import snappy
 import zstandard
-from kafka.record.default_records import DefaultRecordBatch
+from kafka.errors import CorruptRecordError
+from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
 from kafka.record.legacy_records import LegacyRecordBatch
-from kafka.record.util import encode_varint
+from kafka.record.util import decode_varint, encode_varint
 
 from shortstack.core.errors import Poison
 from shortstack.streams.limits import MAX_UNPACKED
@@ -26,7 +29,7 @@ from shortstack.streams.limits import MAX_UNPACKED
 __all__ = ["UNREADABLE", "bound_decompression", "unpack"]
 
 UNREADABLE: Final = "shortstack-unreadable"
-"""Header of a message that could not be unpacked; its value says why."""
+"""Header of a message that could not be unpacked or read; its value says why."""
 
 _MOST_PLACEHOLDERS: Final = 10_000
 _XERIAL_MAGIC: Final = b"\x82SNAPPY\x00"
@@ -36,6 +39,7 @@ _XERIAL_HEADER: Final = 16
 def bound_decompression() -> None:
     """Puts the bounded decoders in the place of kafka-python's; calling it twice changes nothing."""
     DefaultRecordBatch._maybe_uncompress = _unpack_batch
+    DefaultRecordBatch.__iter__ = _records
     LegacyRecordBatch._decompress = _refuse_legacy
 
 
@@ -148,11 +152,58 @@ def _unpack_batch(batch: Any) -> None:
     batch._decompressed = True
 
 
-def _placeholders(count: int, why: str) -> bytes:
+def _records(batch: Any) -> Iterator[Any]:
+    """Takes the place of ``DefaultRecordBatch.__iter__``: the same records, and a placeholder for an unreadable one."""
+    batch._maybe_uncompress()
+    least = 0  # the next record's place in the batch, unless compaction has left a gap
+    while batch._next_record_index < batch._num_records:
+        begin = batch._pos
+        try:
+            record = next(batch)
+        except CorruptRecordError as error:
+            record = _unreadable(batch, begin, least, f"record cannot be read: {error}")
+        least = record.offset - batch.base_offset + 1
+        yield record
+
+
+def _unreadable(batch: Any, begin: int, least: int, why: str) -> Any:
+    """Stands for the record at ``begin``; where its end is not known either, for all that follow in the batch too."""
+    end, delta = _extent(batch._buffer, begin)
+    if end is None:
+        rest = batch._num_records - batch._next_record_index
+        rest = rest if rest <= _MOST_PLACEHOLDERS else 1
+        batch._num_records = batch._next_record_index + rest
+        batch._buffer, batch._pos = bytearray(_placeholders(rest, why, least)), 0
+        return next(batch)
+    batch._pos = end
+    batch._next_record_index += 1
+    place = delta if delta is not None and least <= delta <= batch.last_offset_delta else least
+    header = (UNREADABLE, why.encode())
+    offset, stamp = batch.base_offset + place, batch.max_timestamp
+    return DefaultRecord(end - begin, offset, stamp, batch.timestamp_type, None, None, [header])
+
+
+def _extent(buffer: bytearray, begin: int) -> tuple[int | None, int | None]:
+    """Where the record at ``begin`` ends, and its place in the batch; each None where the bytes do not say."""
+    try:
+        length, start = decode_varint(buffer, begin)
+        if length < 0 or start + length > len(buffer):
+            return None, None
+    except (ValueError, IndexError):
+        return None, None
+    try:
+        _, pos = decode_varint(buffer, start + 1)  # behind the attributes: the time, then the place
+        delta, _ = decode_varint(buffer, pos)
+    except (ValueError, IndexError):
+        return start + length, None
+    return start + length, delta
+
+
+def _placeholders(count: int, why: str, first: int = 0) -> bytes:
     """``count`` records of format v2 without key and value, with the header `UNREADABLE`."""
     name, text = UNREADABLE.encode(), why.encode()
     out = bytearray()
-    for delta in range(count):
+    for delta in range(first, first + count):
         record = bytearray(b"\x00")  # attributes
         for number in (0, delta, -1, -1, 1, len(name)):  # time, offset, no key, no value, one header
             encode_varint(number, record.append)

@@ -21,6 +21,7 @@ from shortstack.streams.decoding import bound_decompression
 from shortstack.streams.kafka_consumer import KafkaConsumer, KafkaReader
 from shortstack.streams.kafka_errors import client_settings, translate
 from shortstack.streams.kafka_fetching import mend_fetching
+from shortstack.streams.kafka_joining import mend_joining
 from shortstack.streams.kafka_producer import KafkaProducer
 from shortstack.streams.kafka_security import check_security, unreachable
 from shortstack.streams.kafka_sockets import mend_connections
@@ -60,6 +61,7 @@ class KafkaBroker:
         bound_decompression()
         mend_connections()
         mend_fetching()
+        mend_joining()
         return cls(config)
 
     def __enter__(self) -> Self:

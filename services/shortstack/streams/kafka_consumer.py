@@ -11,6 +11,7 @@ from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
+from shortstack.core.errors import Transient
 from shortstack.streams.broker import Delivery, Partition
 from shortstack.streams.kafka_errors import CALL_MS, LOST, translated
 from shortstack.streams.limits import unknown_topic
@@ -125,7 +126,9 @@ class KafkaConsumer:
             with translated("commit"):
                 try:
                     self._raw.commit(wanted, timeout_ms=CALL_MS)
-                except LOST:
+                except LOST as error:
+                    if not self._raw._coordinator.need_rejoin():
+                        raise _out_of_group(error) from error
                     return False
         finally:
             self._listener.dispatch()
@@ -245,6 +248,13 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
     def _note(self, kind: str, partitions: Iterable[tuple[str, int]]) -> None:
         with self._lock:
             self._events.append((kind, frozenset(Partition(topic, number) for topic, number in partitions)))
+
+
+def _out_of_group(error: Exception) -> Transient:
+    """For a commit that is refused although the client knows of nothing that it has to join: it would be, for ever."""
+    return Transient(
+        f"{type(error).__name__}: {error}", where="commit", remedy="It is no member any more, and joins its group anew."
+    )
 
 
 def _partitions_of(raw: RawConsumer, topic: str) -> list[TopicPartition]:

@@ -21,6 +21,7 @@ from shortstack.streams.dead_letters import dead_letter
 from shortstack.streams.decoding import UNREADABLE
 from shortstack.streams.envelope import header
 from shortstack.streams.handler import Handler, WorkerLimits
+from shortstack.streams.hearing import Hearing
 from shortstack.streams.rounds import Held, Round
 
 __all__ = ["BatchWorker", "Handler", "WorkerLimits"]
@@ -29,8 +30,6 @@ __all__ = ["BatchWorker", "Handler", "WorkerLimits"]
 _CONNECT_TIMEOUT_S: Final = 5.0
 _CONNECT_RETRY_S: Final = 1.0
 _CLOSE_S: Final = 5.0
-_SILENCE_S: Final = 5.0
-"""Without a message for so long, the broker is asked whether there are any; twice in a row means a deaf client."""
 
 
 class BatchWorker(Background):
@@ -77,7 +76,6 @@ class BatchWorker(Background):
         self._own: dict[Partition, AttemptMark] = {}  # counted by this process, which did not die of it
         self._stalls = 0
         self._waits = self._metrics.waits.labels(group)
-        self._heard()
 
     def start(self) -> None:
         """Begins to read as soon as the broker answers."""
@@ -113,12 +111,12 @@ class BatchWorker(Background):
         """One membership, from joining to leaving."""
         self._broker.ready(_CONNECT_TIMEOUT_S)
         self._held = {}
-        self._heard()
         with ExitStack() as stack:
             self._consumer: Consumer = self._broker.consumer(
                 self._group, self._topics, on_assigned=self._assigned, on_revoked=self._give_up
             )
             stack.callback(self._consumer.close)
+            self._hearing = Hearing(self._consumer, self._clock)
             self._producer: Producer = self._broker.producer()
             stack.callback(self._close_producer)
             self._health.ready(self._group, True)
@@ -144,29 +142,10 @@ class BatchWorker(Background):
         deliveries = self._consumer.poll(self._limits.poll_s, self._limits.messages)
         if deliveries:
             self._handle_all(deliveries)
-            self._heard()
         else:
             self._health.progress()
-            self._listen()
+        self._hearing.polled(bool(deliveries))
         self._metrics.consumer_lag.set(self._consumer.lag())
-
-    def _heard(self) -> None:
-        self._heard_at, self._missed = self._clock.monotonic(), False
-
-    def _listen(self) -> None:
-        """Tells a quiet topic from a client that no longer hears: kafka-python was seen to hold its partitions,
-        poll without an error, and be given nothing for minutes. Such a one leaves, and joins anew.
-
-        Raises:
-            Transient: messages stand there, now and one silence ago, and none was delivered.
-        """
-        if self._clock.monotonic() - self._heard_at < _SILENCE_S:
-            return
-        missed, self._heard_at = self._missed, self._clock.monotonic()
-        waiting = self._consumer.undelivered()
-        self._missed = waiting > 0
-        if missed and waiting:
-            raise Transient(f"{waiting} messages stand there and are not delivered", remedy="It joins its group anew.")
 
     def _resume_due(self) -> None:
         """Resumes what has waited long enough."""

@@ -14,6 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
+from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from shortstack.core.errors import Poison
@@ -110,3 +111,69 @@ def test_a_batch_that_cannot_be_unpacked_comes_as_that_many_unreadable_messages(
     assert name == UNREADABLE
     assert b"damaged" in why
     assert b"3 records" in why
+
+
+class NotUtf8(str):
+    """A header's name as a client may write it that sends bytes as they are."""
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return b"caf\xe9"
+
+
+def with_headers(codec: int, *headers: list[tuple[str, bytes]]) -> bytearray:
+    """A batch with one record for each list of headers; its checksum is not asked for here."""
+    builder = MemoryRecordsBuilder(magic=2, compression_type=codec, batch_size=1 << 20)
+    for number, some in enumerate(headers):
+        builder.append(timestamp=5, key=b"k", value=b"%d" % number * 100, headers=some)
+    builder.close()
+    return bytearray(builder.buffer())
+
+
+def read(data: bytes | bytearray) -> list[tuple[int, bytes | None, str | None]]:
+    """Offset, value, and why it is unreadable, of each record."""
+    bound_decompression()
+    found = []
+    for record in MemoryRecords(bytes(data)).next_batch():
+        why = dict(record.headers).get(UNREADABLE)
+        found.append((record.offset, record.value, None if why is None else why.decode()))
+    return found
+
+
+@pytest.mark.parametrize("codec", [0, *sorted(ENCODERS)])
+def test_a_header_whose_name_is_no_utf8_makes_its_record_unreadable_and_no_other(codec: int) -> None:
+    first, second, third = read(with_headers(codec, [("a", b"1")], [(NotUtf8("x"), b"1")], []))
+    assert (first, third) == ((0, b"0" * 100, None), (2, b"2" * 100, None))
+    assert second[:2] == (1, None)
+    assert "utf-8" in str(second[2])
+
+
+def test_a_header_of_negative_length_makes_its_record_unreadable_and_no_other() -> None:
+    data = with_headers(0, [], [("name", b"1")], [])
+    place = data.index(b"\x08name")  # 4, as the format's signed varint
+    data[place] = 0x01  # -1
+    first, second, third = read(data)
+    assert (first, third) == ((0, b"0" * 100, None), (2, b"2" * 100, None))
+    assert second[:2] == (1, None)
+    assert "negative header key" in str(second[2])
+
+
+def test_where_a_record_does_not_say_its_end_all_that_follow_are_unreadable() -> None:
+    data = with_headers(0, [], [], [])
+    second = data.index(b"1" * 100) - 9  # its length, attributes, time, place, key and the value's own length
+    data[second : second + 2] = b"\xff\xff"
+    found = read(data)
+    assert [(offset, value) for offset, value, _ in found] == [(0, b"0" * 100), (1, None), (2, None)]
+    assert found[0][2] is None
+    assert all("cannot be read" in str(why) for _, _, why in found[1:])
+
+
+@given(
+    junk=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=20), codec=st.sampled_from([0, ZSTD])
+)
+def test_whatever_the_bytes_of_its_records_a_batch_is_read_to_its_end(junk: list[tuple[int, int]], codec: int) -> None:
+    data = with_headers(codec, [("a", b"1")], [("b", b"2")], [])
+    begin = DefaultRecordBatch.HEADER_STRUCT.size
+    for place, byte in junk:
+        if begin + place < len(data):
+            data[begin + place] = byte
+    assert len(read(data)) == 3
