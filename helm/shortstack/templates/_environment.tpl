@@ -47,7 +47,7 @@ twice, and which of them wins depends on the tool. (list "path of the value" MAP
 {{- if regexMatch (printf "(?m)name: %s$" $name) $set }}
 {{- fail (printf "%s.%s: the chart sets this variable itself, from another value" $where $name) }}
 {{- end }}
-- name: {{ $name }}
-  value: {{ $value | quote }}
+- name: {{ $name | quote }}
+  value: {{ include "shortstack.number" $value | quote }}
 {{- end }}
 {{- end }}

@@ -13,9 +13,9 @@
 - name: SHORTSTACK_KAFKA_BOOTSTRAP
   value: {{ include "shortstack.kafka.bootstrap" . | quote }}
 - name: SHORTSTACK_KAFKA_REPLICATION
-  value: {{ .Values.kafka.replication | quote }}
+  value: {{ include "shortstack.number" .Values.kafka.replication | quote }}
 - name: SHORTSTACK_KAFKA_BOOTSTRAP_TIMEOUT_S
-  value: {{ .Values.kafka.bootstrapTimeoutSeconds | quote }}
+  value: {{ include "shortstack.number" .Values.kafka.bootstrapTimeoutSeconds | quote }}
 {{- if eq .Values.kafka.kind "external" }}
 - name: SHORTSTACK_KAFKA_SECURITY_PROTOCOL
   value: {{ $external.securityProtocol }}

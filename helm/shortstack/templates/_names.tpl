@@ -11,6 +11,20 @@
 {{- end -}}
 {{- end }}
 
+{{/*
+A value as text. Helm reads the numbers of a values file as floats, which would be written 5.36870912e+08; those that
+are whole are written as such. Whatever is no number stays as it is.
+*/}}
+{{- define "shortstack.number" -}}
+{{- if not (kindIs "float64" .) -}}
+{{- . -}}
+{{- else if eq . (floor .) -}}
+{{- int64 . -}}
+{{- else -}}
+{{- . -}}
+{{- end -}}
+{{- end }}
+
 {{/* What a selector may hold: it can never change. */}}
 {{- define "shortstack.selector" -}}
 {{- $root := index . 0 -}}

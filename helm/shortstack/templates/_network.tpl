@@ -15,7 +15,7 @@
           {{- include "shortstack.selector" (list (index . 0) (index . 1)) | nindent 10 }}
   ports:
     {{- range slice . 2 }}
-    - {protocol: TCP, port: {{ . }}}
+    - {protocol: TCP, port: {{ include "shortstack.number" . }}}
     {{- end }}
 {{- end }}
 
@@ -30,7 +30,7 @@
     {{- end }}
   ports:
     {{- range slice . 2 }}
-    - {protocol: TCP, port: {{ . }}}
+    - {protocol: TCP, port: {{ include "shortstack.number" . }}}
     {{- end }}
 {{- end }}
 
@@ -76,7 +76,7 @@
 {{- define "shortstack.egress.peers" -}}
 - ports:
     {{- range .ports }}
-    - {protocol: TCP, port: {{ . }}}
+    - {protocol: TCP, port: {{ include "shortstack.number" . }}}
     {{- end }}
   {{- with .to }}
   to:

@@ -33,7 +33,7 @@ serviceAccountName: {{ default (include "shortstack.fullname" $root) .account }}
 automountServiceAccountToken: {{ default false .token }}
 # Kubernetes would set SHORTSTACK_… variables for the services of a release of this name.
 enableServiceLinks: false
-terminationGracePeriodSeconds: {{ .grace }}
+terminationGracePeriodSeconds: {{ include "shortstack.number" .grace }}
 securityContext:
   {{- include "shortstack.pod.security" $root | nindent 2 }}
 {{- with include "shortstack.pod.pullSecrets" $root }}

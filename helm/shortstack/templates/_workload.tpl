@@ -22,7 +22,7 @@ metadata:
   labels:
     {{- include "shortstack.labels" (list $root .name) | nindent 4 }}
 spec:
-  replicas: {{ if .one }}1{{ else }}{{ $own.replicas }}{{ end }}
+  replicas: {{ if .one }}1{{ else }}{{ include "shortstack.number" $own.replicas }}{{ end }}
   revisionHistoryLimit: 3
   {{- if .one }}
   # It writes what nobody else may write: the old pod goes before the new one comes.
@@ -153,7 +153,7 @@ spec:
   value: "50051"
 {{- end }}
 - name: SHORTSTACK_SHUTDOWN_GRACE_S
-  value: {{ $own.shutdownGraceSeconds | quote }}
+  value: {{ include "shortstack.number" $own.shutdownGraceSeconds | quote }}
 {{- if .kafka }}
 {{ include "shortstack.kafka.env" $root }}
 {{- end }}

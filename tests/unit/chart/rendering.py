@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -22,6 +26,7 @@ VALUES = [None, *sorted(path.stem for path in (CHART / "values").glob("*.yaml"))
 """Sets of values: the defaults, and each file below the chart's ``values``."""
 
 Object = dict[str, Any]
+Given = Literal["file", "set"]
 
 
 class Refused(Exception):
@@ -69,31 +74,73 @@ def helm() -> str:
     return found
 
 
-def render(*sets: str, values: str | None = None, chart: Path = CHART) -> list[Object]:
+def render(*sets: str, values: str | None = None, chart: Path = CHART, by: Given = "file") -> list[Object]:
     """The objects of the chart.
 
     Args:
         sets: as of ``--set``.
         values: name of a file below the chart's ``values``.
         chart: another one.
+        by: how helm is given ``sets``. As a file, as people do: there its numbers are floats, with ``--set`` integers.
 
     Raises:
         Refused: a value is wrong.
     """
-    return list(_rendered(sets, values, chart))
+    return list(_rendered(sets, values, chart, by))
 
 
 @cache
-def _rendered(sets: tuple[str, ...], values: str | None, chart: Path) -> tuple[Object, ...]:
+def _rendered(sets: tuple[str, ...], values: str | None, chart: Path, by: Given) -> tuple[Object, ...]:
     given = ["--values", str(CHART / "values" / f"{values}.yaml")] if values else []
-    given += [part for each in sets for part in ("--set", each)]
+    given += [part for each in sets for part in ("--set", each)] if by == "set" else ["--values", "-"]
     command = [helm(), "template", RELEASE, str(chart), "--namespace", "here", *given]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    text = json.dumps(nested(sets)) if by == "file" else None
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode != 0:
         raise Refused(done.stderr)
     # The parser in C, where there is one: the manifests are long.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return tuple(document for document in yaml.load_all(done.stdout, loader) if document)
+
+
+def nested(sets: Sequence[str]) -> Object:
+    """What ``--set`` means, as a person writes it into a values file: fractions, which it takes for words, are numbers.
+
+    Source of its syntax: Helm's documentation, "Using Helm".
+    """
+    found: Object = {}
+    for each in sets:
+        for assignment in _PARTS.findall(each):
+            path, _, value = assignment.partition("=")
+            steps = [step.replace("\\.", ".") for step in _STEPS.findall(path)]
+            _put(found, [int(step[1:-1]) if step.startswith("[") else step for step in steps], _value(value))
+    return found
+
+
+_PARTS = re.compile(r"(?:\{[^}]*\}|\\.|[^,])+")
+_STEPS = re.compile(r"\[\d+\]|(?:\\.|[^.\[])+")
+
+
+def _put(into: Any, steps: Sequence[str | int], value: object) -> None:
+    *way, last = steps
+    for step, following in pairwise([*way, last]):
+        fresh: Any = [] if isinstance(following, int) else {}
+        if isinstance(step, str):
+            into = into.setdefault(step, fresh)
+        else:
+            into.extend(deepcopy(fresh) for _ in range(step + 1 - len(into)))
+            into = into[step]
+    if isinstance(last, int):
+        into.extend([None] * (last + 1 - len(into)))
+    into[last] = value
+
+
+def _value(text: str) -> object:
+    if text.startswith("{"):
+        return [_value(part) for part in text[1:-1].split(",") if part]
+    if text in {"true", "false", "null"} or re.fullmatch(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?", text):
+        return json.loads(text)
+    return text.replace("\\,", ",")
 
 
 def of_kind(objects: list[Object], kind: str) -> dict[str, Object]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator
+from typing import Any
 
 import chart_files
 import jsonschema
 import pytest
 import yaml
-from tests.unit.chart.rendering import CHART, ROOT, VALUES, Refused, of_kind, pod, render
+from tests.unit.chart.rendering import CHART, ROOT, VALUES, Refused, made, of_kind, pod, render
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,49 @@ def test_global_is_free() -> None:
 def test_settings_of_a_service_are_passed_on() -> None:
     told = pod(render("gateway.env.SHORTSTACK_STREAM_MAX_S=30"), "gateway").environment("gateway")
     assert told["SHORTSTACK_STREAM_MAX_S"] == "30"
+
+
+def test_whole_numbers_of_a_values_file_stay_whole() -> None:
+    """Helm reads them as floats, which would be told as 5.36870912e+08."""
+    objects = render(
+        "gateway.env.SHORTSTACK_UPLOAD_MAX_BYTES=536870912",
+        "serving.server.env.BYTES=268435456",
+        "serving.server.maxTotalTokens=1000000",
+        "topics.deadlineSeconds=2592000",
+        "training.job.keepSeconds=2592000",
+    )
+    assert pod(objects, "gateway").environment("gateway")["SHORTSTACK_UPLOAD_MAX_BYTES"] == "536870912"
+    server = pod(objects, "server").environment("server")
+    assert (server["BYTES"], server["MAX_TOTAL_TOKENS"]) == ("268435456", "1000000")
+    (topics,) = [job for name, job in of_kind(objects, "Job").items() if "topics" in name]
+    kept = [topics["spec"]["activeDeadlineSeconds"], made(objects)["Job"]["spec"]["ttlSecondsAfterFinished"]]
+    assert [(type(seconds), seconds) for seconds in kept] == [(int, 2592000)] * 2
+
+
+def test_a_fraction_and_a_yes_stay_what_they_are() -> None:
+    objects = render("gateway.env.HALF=0.5,gateway.env.YES=true,gateway.env.WORD=1e3")
+    told = pod(objects, "gateway").environment("gateway")
+    assert (told["HALF"], told["YES"], told["WORD"]) == ("0.5", "true", "1e3")
+
+
+def test_every_number_is_told_as_on_the_command_line() -> None:
+    """Each one that the schema knows, so large that a float of it would be written with an exponent."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    large = [f"{path}=12345678" for path in _whole_numbers(schema) if path != "gateway.replicas"]
+    assert len(large) > 20
+    assert _unowned(render(*large)) == _unowned(render(*large, by="set"))
+
+
+def _whole_numbers(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    for name, entry in schema["properties"].items():
+        if entry.get("type") == "integer" and "maximum" not in entry:
+            yield f"{path}{name}"
+        yield from _whole_numbers(entry, f"{path}{name}.") if "properties" in entry else ()
+
+
+def _unowned(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """But for the key, which is drawn anew."""
+    return [found for found in objects if found["kind"] != "Secret"]
 
 
 def test_the_schema_knows_every_value_and_every_value_has_a_meaning() -> None:

@@ -10,7 +10,7 @@
 {{ include "shortstack.env.common" . }}
 {{- include "shortstack.env.addresses" (list . "ingestion" "formatting" "assembly" "training" "serving") }}
 - name: SHORTSTACK_GATEWAY_URL
-  value: http://{{ include "shortstack.fullname" . }}-gateway:{{ .Values.gateway.service.port }}
+  value: http://{{ include "shortstack.fullname" . }}-gateway:{{ include "shortstack.number" .Values.gateway.service.port }}
 - name: SHORTSTACK_API_KEY
   valueFrom:
     secretKeyRef: {name: {{ include "shortstack.key.secret" . }}, key: {{ .Values.gateway.key.secretKey }}}

@@ -19,7 +19,7 @@ metadata:
     {{- include "shortstack.selector" (list . "server") | nindent 4 }}
     app.kubernetes.io/managed-by: shortstack
 spec:
-  replicas: {{ $own.replicas }}
+  replicas: {{ include "shortstack.number" $own.replicas }}
   revisionHistoryLimit: 0
   progressDeadlineSeconds: {{ add $own.startupSeconds 600 }}
   selector:
@@ -154,20 +154,20 @@ spec:
 - name: MAX_STOP_SEQUENCES
   value: "16"
 - name: MAX_CONCURRENT_REQUESTS
-  value: {{ $own.maxConcurrentRequests | quote }}
+  value: {{ include "shortstack.number" $own.maxConcurrentRequests | quote }}
 {{- with $own.maxInputTokens }}
 - name: MAX_INPUT_TOKENS
-  value: {{ . | quote }}
+  value: {{ include "shortstack.number" . | quote }}
 {{- end }}
 {{- with $own.maxTotalTokens }}
 - name: MAX_TOTAL_TOKENS
-  value: {{ . | quote }}
+  value: {{ include "shortstack.number" . | quote }}
 {{- end }}
 - name: GRACEFUL_TERMINATION_TIMEOUT
-  value: {{ $own.shutdownGraceSeconds | quote }}
+  value: {{ include "shortstack.number" $own.shutdownGraceSeconds | quote }}
 {{- if gt (int $own.gpus) 1 }}
 - name: NUM_SHARD
-  value: {{ $own.gpus | quote }}
+  value: {{ include "shortstack.number" $own.gpus | quote }}
 {{- end }}
 - name: USAGE_STATS
   value: "off"

@@ -3,7 +3,7 @@
 {{- $own := .Values.topics -}}
 backoffLimit: 1000
 {{- with $own.deadlineSeconds }}
-activeDeadlineSeconds: {{ . }}
+activeDeadlineSeconds: {{ include "shortstack.number" . }}
 {{- end }}
 template:
   metadata:

@@ -18,7 +18,7 @@ spec:
   parallelism: 1
   backoffLimit: 0
   {{- with $own.keepSeconds }}
-  ttlSecondsAfterFinished: {{ . }}
+  ttlSecondsAfterFinished: {{ include "shortstack.number" . }}
   {{- end }}
   template:
     metadata:
