@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 
 from shortstack.inference.engine.sampling import Chooser, choose
 from shortstack.inference.validation import Sampling
@@ -78,3 +81,57 @@ def test_a_row_that_is_not_a_number_fails_alone(poison: float) -> None:
     assert choices[1] is None
     assert choices[0] is not None
     assert choices[0] == choices[2]
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-45, 1e-320])
+def test_the_coldest_temperature_takes_the_likeliest(temperature: float) -> None:
+    logits = torch.tensor([[90.0, 91.0, -90.0, 0.0]]).repeat(2, 1)
+    cold, plain = choose(
+        logits, [Chooser(Sampling(temperature=temperature, seed=1), 1, CPU), Chooser(Sampling(), 0, CPU)], [[0]] * 2
+    )
+    assert cold is not None
+    assert (cold.id, cold.logprob, cold.top) == (1, 0.0, ((1, 0.0),))
+    assert plain == choose(logits[:1], [Chooser(Sampling(), 0, CPU)], [[0]])[0]
+
+
+KNOBS = st.builds(
+    Sampling,
+    temperature=st.none() | st.floats(5e-324, 1e308),
+    top_k=st.none() | st.integers(1, 9),
+    top_p=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
+    typical_p=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
+    repetition_penalty=st.none() | st.floats(5e-324, 1e308),
+    frequency_penalty=st.none() | st.floats(-2, 2),
+    seed=st.none() | st.integers(0, 2**64 - 1),
+)
+ROWS = st.lists(st.floats(-1e4, 1e4, width=32), min_size=5, max_size=5)
+
+
+@given(knobs=KNOBS, scores=ROWS)
+def test_whatever_a_request_asks_for_it_has_a_token_and_its_neighbour_the_same_one(
+    knobs: Sampling, scores: list[float]
+) -> None:
+    logits = torch.tensor([scores, [0.0, 1.0, 2.0, 3.0, -4.0]])
+    plain = Chooser(Sampling(), 0, CPU)
+    asked, beside = choose(logits, [Chooser(knobs, 0, CPU), plain], [[0, 1, 1], [0]])
+    assert asked is not None
+    assert asked.logprob <= 0
+    assert beside == choose(logits[1:], [plain], [[0]])[0]
+
+
+class Spoiling(Chooser):
+    """Processes as a processor with a fault would."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(Sampling(temperature=1.0, seed=1), 0, CPU)
+        self._value = value
+
+    def process(self, scores: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+        return torch.full_like(scores, self._value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_that_its_own_processors_spoil_fails_alone(value: float) -> None:
+    drawn, spoiled = choose(LOGITS.repeat(2, 1), [Chooser(Sampling(seed=5), 0, CPU), Spoiling(value)], [[0]] * 2)
+    assert spoiled is None
+    assert drawn == choose(LOGITS, [Chooser(Sampling(seed=5), 0, CPU)], [[0]])[0]

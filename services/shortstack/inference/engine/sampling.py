@@ -21,6 +21,9 @@ _GAMMA: Final = 0.5
 _DELTA: Final = 2.0
 _HASH_KEY: Final = 15_485_863
 """Watermark of Kirchenbauer et al. 2023 with TGI's constants: half of the vocabulary, raised by 2."""
+_LEAST: Final = torch.finfo(torch.float32).tiny
+_MOST: Final = torch.finfo(torch.float32).max
+"""Divisors below the one are 0 in float32; scores beyond the other are infinite, and no softmax takes those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,9 @@ class Choice:
 
 
 def _repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    values = scores[seen]
-    return scores.index_put((seen,), torch.where(values < 0, values * penalty, values / penalty))
+    values, penalty = scores[seen], min(max(penalty, _LEAST), _MOST)
+    moved = torch.where(values < 0, values * penalty, values / penalty).clamp(-_MOST, _MOST)
+    return scores.index_put((seen,), moved)
 
 
 def _frequency(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -49,7 +53,8 @@ def _watermark(scores: Tensor, last: int) -> Tensor:
 
 
 def _temperature(scores: Tensor, temperature: float) -> Tensor:
-    return scores / temperature
+    """The best score becomes 0, so that none overflows however cold it is: only the unlikely ones fall to -inf."""
+    return (scores - scores.max()) / max(temperature, _LEAST)
 
 
 def _top_k(scores: Tensor, k: float) -> Tensor:
@@ -134,13 +139,17 @@ class Chooser:
 def choose(logits: Tensor, choosers: Sequence[Chooser], histories: Sequence[Sequence[int]]) -> list[Choice | None]:
     """One token for each row of ``logits`` ``[rows, vocab]``.
 
-    A row with a NaN or an infinity gives None: its request has failed, and no other row is touched.
+    A row with a NaN or an infinity, or of which its own processors make no distribution, gives None: its request
+    has failed, and no other row is touched.
     """
     scores = logits.to(torch.float32, copy=True)
-    sound = scores.isfinite().all(-1).tolist()
+    sound = scores.isfinite().all(-1)
+    given = sound.tolist()
     for row, (chooser, ids) in enumerate(zip(choosers, histories, strict=True)):
-        if sound[row] and not chooser.plain:
+        if given[row] and not chooser.plain:
             scores[row] = chooser.process(scores[row], ids)
     logprobs = scores.log_softmax(-1)
+    # A softmax is NaN throughout where a score is +inf or NaN, or all are -inf: a draw from it raises.
+    usable = (sound & ~logprobs.isnan().any(-1)).tolist()
     best = logprobs.argmax(-1).tolist()
-    return [chooser.pick(logprobs[row], best[row]) if sound[row] else None for row, chooser in enumerate(choosers)]
+    return [chooser.pick(logprobs[row], best[row]) if usable[row] else None for row, chooser in enumerate(choosers)]
