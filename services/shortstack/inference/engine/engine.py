@@ -84,6 +84,9 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise Incomplete("the server is stopping")
+            if not self._waiting and not self._batch.all:
+                # Nothing was due while it idled: what is owed from here on counts from now.
+                self._last_step = self._clock()
             self._waiting.append(sequence)
             self._metrics.queue_size.set(len(self._waiting))
             self._changed.notify()
@@ -94,7 +97,7 @@ class Engine:
         sequence.cancelled = True
 
     def responsive(self, within: float) -> bool:
-        """Whether the thread lives and, if it has work, ended a step in the last ``within`` seconds."""
+        """Whether the thread lives and, if it has work, got it or ended a step in the last ``within`` seconds."""
         idle = not self._batch.all and not self._waiting
         return self._thread.is_alive() and (idle or self._clock() - self._last_step < within)
 
