@@ -79,6 +79,7 @@ class ServingController:
         self._found_at: dict[str, float] = {}
         self._watched_at = float("-inf")
         self._shown: Shown[sv.ModelRecord] = Shown()
+        self._turned = threading.Event()
 
     # Turning.
 
@@ -116,9 +117,11 @@ class ServingController:
         self._next(now)
         self._book.move_aliases(self._clock.now())
         self._write()
+        self._turned.set()
 
     def close(self) -> None:
         """Lets go of connections."""
+        self._turned.clear()
         if self._reader is not None:
             self._reader.close()
         for sending in (self._deployed, self._aside):
@@ -134,6 +137,18 @@ class ServingController:
         self._reader = self._deployed = self._aside = None
 
     # For the API's threads.
+
+    def require_turned(self, timeout_s: float) -> None:
+        """Waits for the end of the first turn. Before it what is shown is not whole: nothing may be read from it.
+
+        Raises:
+            Transient: that takes longer than ``timeout_s``.
+        """
+        if not self._turned.wait(timeout_s):
+            raise Transient(
+                "the serving service has not read its topics to their end since it was started",
+                remedy="Try again in a moment; /readyz says what it waits for.",
+            )
 
     def shown(self) -> dict[str, sv.ModelRecord]:
         """All models and aliases as last written, by ``model/NAME`` and ``alias/NAME``."""

@@ -26,16 +26,25 @@ __all__ = ["ServingServicer"]
 _ACK_S: Final = 10.0
 _EFFECT_S: Final = 10.0
 _WATCH_S: Final = 5.0
+_START_S: Final = 3.0
+"""How long a call that comes before the controller's first turn waits for it."""
 
 
 class ServingServicer(ServingServiceServicer):
-    """Reads from the controller; commands go over ``models.requests`` like everybody's."""
+    """Reads from the controller; commands go over ``models.requests`` like everybody's.
 
-    def __init__(self, controller: ServingController, producer: Producer, clock: Clock) -> None:
-        self._controller, self._producer, self._clock = controller, producer, clock
+    Every method raises `Transient` until the controller has made its first turn. To answer before would be to say
+    that there are no models, and gateways would forget their routes at every restart of this service.
+    """
+
+    def __init__(
+        self, controller: ServingController, producer: Producer, clock: Clock, *, start_s: float = _START_S
+    ) -> None:
+        self._controller, self._producer, self._clock, self._start_s = controller, producer, clock, start_s
 
     def DeployModel(self, request: pb.DeployModelRequest, context: grpc.ServicerContext) -> pb.DeployModelResponse:
         """Serves the model of a run that succeeded; answers as soon as it is known under its name."""
+        self._controller.require_turned(self._start_s)
         owner = request.owner or DEFAULT_OWNER
         run = self._controller.runs().get(request.run)
         if run is None:
@@ -61,6 +70,7 @@ class ServingServicer(ServingServiceServicer):
         self, request: pb.WatchModelsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.WatchModelsResponse]:
         """Everything as it stands, ``synced``, then each change."""
+        self._controller.require_turned(self._start_s)
         sent: dict[str, sv.ModelRecord] = {}
         synced = False
         while context.is_active():
@@ -105,6 +115,7 @@ class ServingServicer(ServingServiceServicer):
         return pb.WithdrawModelResponse(model=self._controller.shown()[key].model)
 
     def _book(self) -> ModelBook:
+        self._controller.require_turned(self._start_s)
         book = ModelBook()
         book.restore(self._controller.shown().values())
         return book

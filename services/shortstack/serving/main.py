@@ -20,6 +20,7 @@ from shortstack.serving.v1.serving_pb2_grpc import add_ServingServiceServicer_to
 from shortstack.storage.blobs import BlobStore
 from shortstack.streams import topics
 from shortstack.streams.kafka import KafkaBroker
+from shortstack.streams.late_producer import LateProducer
 from shortstack.streams.state import StateReader
 
 _API = "shortstack.serving.v1.ServingService"
@@ -38,7 +39,7 @@ def run() -> int:
             broker, training, rollout, config.base_models, config=config, telemetry=telemetry, clock=clock
         )
         loop = Loop("models", controller, health, telemetry, clock)
-        servicer = ServingServicer(controller, broker.producer(), clock)
+        servicer = ServingServicer(controller, LateProducer(broker.producer), clock)
         add = (add_ServingServiceServicer_to_server, servicer)
         server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
         page = HealthServer(config.host, config.http_port, health, telemetry.metrics)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import grpc
 import pytest
+import structlog
+from tests.polling import until
 from tests.unit.serving.world import BASE, Running, World
 
 from shortstack.core.clock import SystemClock
-from shortstack.core.errors import Conflict, Invalid, NotFound, ShortstackError
-from shortstack.core.grpc import GrpcServer, channel, error_from_rpc
+from shortstack.core.errors import Conflict, Invalid, NotFound, ShortstackError, Transient
+from shortstack.core.grpc import GrpcServer, aio_channel, channel, error_from_rpc
 from shortstack.core.health import Health
 from shortstack.core.telemetry import Telemetry
+from shortstack.gateway.routing.table import RouteTable
+from shortstack.gateway.routing.watch import RouteWatch
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.serving.config import ServingConfig
@@ -56,18 +61,27 @@ def running(world: World) -> Iterator[Running]:
         yield started
 
 
+@contextmanager
+def listening(world: World, running: Running, port: int = 0) -> Iterator[int]:
+    """The service's gRPC server, whether its controller is open or not; its port."""
+    with ExitStack() as stack:
+        telemetry = stack.enter_context(Telemetry.start("serving", ServingConfig(storage_url="memory://")))
+        servicer = ServingServicer(running.controller, world.broker.producer(), world.clock, start_s=0.05)
+        add = (add_ServingServiceServicer_to_server, servicer)
+        health = Health(60, SystemClock())
+        server = GrpcServer("127.0.0.1", port, [add], health, ["shortstack.serving.v1.ServingService"], telemetry)
+        server.start()
+        stack.callback(server.stop, 2.0)
+        yield server.port
+
+
 @pytest.fixture
 def stub(world: World, running: Running) -> Iterator[Any]:
     with ExitStack() as stack:
-        telemetry = stack.enter_context(Telemetry.start("serving", ServingConfig(storage_url="memory://")))
-        servicer = ServingServicer(running.controller, world.broker.producer(), world.clock)
-        add = (add_ServingServiceServicer_to_server, servicer)
-        health = Health(60, SystemClock())
-        server = GrpcServer("127.0.0.1", 0, [add], health, ["shortstack.serving.v1.ServingService"], telemetry)
-        server.start()
-        stack.callback(server.stop, 2.0)
+        running.turn()
+        port = stack.enter_context(listening(world, running))
         stack.enter_context(turning(running))
-        yield ServingServiceStub(stack.enter_context(channel(f"127.0.0.1:{server.port}")))
+        yield ServingServiceStub(stack.enter_context(channel(f"127.0.0.1:{port}")))
 
 
 def refused(call: Callable[[], Any]) -> ShortstackError:
@@ -89,6 +103,79 @@ def watch_until(stub: Any, met: Callable[[pb.WatchModelsResponse], bool]) -> lis
 
 def served(name: str) -> Callable[[pb.WatchModelsResponse], bool]:
     return lambda update: update.model.name == name and update.model.state == SERVED
+
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "watch": lambda stub: list(stub.WatchModels(pb.WatchModelsRequest(), timeout=20)),
+    "list": lambda stub: stub.ListModels(pb.ListModelsRequest(), timeout=20),
+    "deploy": lambda stub: stub.DeployModel(pb.DeployModelRequest(run="run-a"), timeout=20),
+    "withdraw": lambda stub: stub.WithdrawModel(pb.WithdrawModelRequest(model=BASE), timeout=20),
+    "traffic": lambda stub: stub.SetTraffic(
+        pb.SetTrafficRequest(alias="faq@prod", weights=[sv.Weight(model=BASE, weight=100)]), timeout=20
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_nothing_is_answered_before_the_first_turn(world: World, call: Callable[[Any], Any]) -> None:
+    with ExitStack() as stack:
+        running = stack.enter_context(world.started(opened=False))
+        port = stack.enter_context(listening(world, running))
+        to = ServingServiceStub(stack.enter_context(channel(f"127.0.0.1:{port}")))
+        error = refused(lambda: call(to))
+    assert isinstance(error, Transient)
+    assert "has not read its topics" in error.what
+
+
+@contextmanager
+def watching(port: int, changed: Callable[[RouteTable], None]) -> Iterator[None]:
+    """The gateway's watch of the routes, in a thread of its own."""
+    loop, begun = asyncio.new_event_loop(), threading.Event()
+
+    async def follow() -> None:
+        async with aio_channel(f"127.0.0.1:{port}") as to:
+            following = asyncio.ensure_future(RouteWatch(to, {}, changed, structlog.get_logger()).run())
+            tasks.append(following)
+            begun.set()
+            with suppress(asyncio.CancelledError):
+                await following
+
+    tasks: list[asyncio.Future[None]] = []
+    thread = threading.Thread(target=loop.run_until_complete, args=(follow(),))
+    thread.start()
+    begun.wait(20)
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(tasks[0].cancel)
+        thread.join()
+        loop.close()
+
+
+def test_routes_stay_while_serving_is_started_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[RouteTable] = []
+    asked: list[float] = []
+    with ExitStack() as stack:
+        with world.started() as running:
+            running.settle(BASE, SERVED)
+            with listening(world, running) as port:
+                stack.enter_context(watching(port, tables.append))
+                until(lambda: tables, "the routes are known")
+        with world.started(opened=False) as again, listening(world, again, port):
+            require = again.controller.require_turned
+
+            def counted(timeout_s: float, require: Callable[[float], None] = require) -> None:
+                asked.append(timeout_s)
+                require(timeout_s)
+
+            monkeypatch.setattr(again.controller, "require_turned", counted)
+            until(lambda: len(asked) > 1, "the service was asked before it was open, and again")
+            assert all(table.resolve(BASE, "default", "").name == BASE for table in tables)
+            known = len(tables)
+            again.controller.open()
+            again.turn()
+            until(lambda: len(tables) > known, "the routes are told anew")
+    assert all(table.resolve(BASE, "default", "").name == BASE for table in tables)
 
 
 def test_watching_gives_what_stands_then_synced_then_each_change(world: World, stub: Any) -> None:

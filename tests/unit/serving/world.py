@@ -137,8 +137,10 @@ class World:
         self._producer = self.broker.producer()
 
     @contextmanager
-    def started(self, bases: Mapping[str, Path] | None = None, **settings: Any) -> Iterator[Running]:
-        """A controller as its process would start it."""
+    def started(
+        self, bases: Mapping[str, Path] | None = None, *, opened: bool = True, **settings: Any
+    ) -> Iterator[Running]:
+        """A controller as its process would start it, up to its first turn or, if not ``opened``, to its making."""
         given = {"storage_url": "memory://", "serving_watch_s": 0.001, "serving_drain_s": 1.0, **settings}
         config = ServingConfig(**given)
         with ExitStack() as stack:
@@ -156,8 +158,9 @@ class World:
                 clock=self.clock,
                 poll_s=0.001,
             )
-            controller.open()
             stack.callback(controller.close)
+            if opened:
+                controller.open()
             yield Running(controller, training, lambda: self.writes, self.clock, telemetry.metrics.registry)
 
     def trained(self, job: str, letter: str, *, alias: str | None = None, **more: Any) -> str:
