@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import openai
@@ -12,7 +14,7 @@ from shortstack.cli.connection import Connection, gateway_error
 from shortstack.cli.output import console, errors
 from shortstack.core.errors import Transient
 
-__all__ = ["add_to", "ask", "client"]
+__all__ = ["add_to", "ask", "client", "gateway_faults"]
 
 _MAX_TOKENS = 256
 
@@ -35,6 +37,23 @@ def ask(api: openai.OpenAI, model: str, question: str, max_tokens: int = 60) -> 
     return answer.choices[0].message.content or ""
 
 
+@contextmanager
+def gateway_faults(connection: Connection) -> Iterator[None]:
+    """The client's errors as the stack's own, so that a command ends with one line and an exit code.
+
+    Raises:
+        ShortstackError: the gateway does not answer, refuses, or breaks off.
+    """
+    try:
+        yield
+    except openai.APIConnectionError as error:
+        raise Transient(f"the gateway does not answer at {connection.gateway_url}") from error
+    except openai.APIStatusError as error:
+        raise gateway_error(error.status_code, error.body or error.message) from error
+    except openai.APIError as error:
+        raise Transient(f"the answer broke off: {error.message}", where="gateway") from error
+
+
 def chat(
     model: Annotated[str | None, typer.Option(help="Model or alias; the newest fine-tune, else the base.")] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this one thing and leave.")] = None,
@@ -45,7 +64,7 @@ def chat(
     """Chat with a model. Without --message it reads lines until Ctrl-D."""
     connection = Connection.open()
     api = client(connection)
-    try:
+    with gateway_faults(connection):
         name = model or _default_model(api)
         history: list[Any] = [{"role": "system", "content": system}] if system else []
         if message is not None:
@@ -53,12 +72,6 @@ def chat(
             return
         errors().print(f"Chatting with {name}. Ctrl-D ends.", markup=False)
         _converse(api, name, history, context, temperature)
-    except openai.APIConnectionError as error:
-        raise Transient(f"the gateway does not answer at {connection.gateway_url}") from error
-    except openai.APIStatusError as error:
-        raise gateway_error(error.status_code, error.body or error.message) from error
-    except openai.APIError as error:
-        raise Transient(f"the answer broke off: {error.message}", where="gateway") from error
 
 
 def _converse(api: openai.OpenAI, model: str, history: list[Any], context: str | None, temperature: float) -> None:

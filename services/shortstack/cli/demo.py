@@ -11,16 +11,20 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC
 from pathlib import Path
-from typing import Annotated, Any, Final
+from types import FrameType
+from typing import Annotated, Any, Final, NoReturn
 
 import openai
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from shortstack.cli.chat import ask, client
+from shortstack.cli.chat import ask, client, gateway_faults
 from shortstack.cli.connection import Connection
 from shortstack.cli.datasets import known_publications, state_name, watch_dataset
 from shortstack.cli.output import console, errors, show
@@ -29,7 +33,7 @@ from shortstack.core.digest import file_sha256
 from shortstack.core.errors import Fatal, NotFound, Transient
 from shortstack.ingestion.v1 import ingestion_pb2 as ing
 from shortstack.local.settings import LocalSettings
-from shortstack.local.stack import down, is_up, status, up
+from shortstack.local.stack import kept_up, status
 from shortstack.messages.v1 import dataset_pb2 as ds
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.serving.v1 import serving_pb2 as srv
@@ -76,25 +80,24 @@ def demo(
     started = time.monotonic()
     settings = LocalSettings()
     folder = _example_folder()
-    if is_up(settings):
-        # Somebody else started it and may be using it: it is left as it is.
-        errors().print("The stack is up already; it is left running at the end.")
-        _run(settings, folder, started)
-        return
-    try:
-        # Within: what a Ctrl-C has half started is stopped too.
-        up(settings, lambda line: errors().print(f"[dim]{line}[/]", highlight=False))
-        _run(settings, folder, started)
-        if sys.stdout.isatty() and not exit_:
+    with _interrupted_once(), kept_up(settings, _say) as ours:
+        if not ours:
+            errors().print("The stack was up already; it is left running at the end.")
+        connection = Connection.open()
+        with gateway_faults(connection):
+            _run(settings, connection, folder, started)
+        if ours and sys.stdout.isatty() and not exit_:
             console().print("Serving until Ctrl-C. In another terminal: .venv/bin/shortstack chat")
             _wait_for_interrupt()
-    finally:
-        errors().print("Stopping.")
-        down(settings)
 
 
-def _run(settings: LocalSettings, folder: Path, started: float) -> None:
-    connection = Connection.open()
+def _say(line: str) -> None:
+    # A terminal that was closed takes no more lines; what is up must be stopped all the same.
+    with suppress(OSError):
+        errors().print(line, style="dim", markup=False, highlight=False)
+
+
+def _run(settings: LocalSettings, connection: Connection, folder: Path, started: float) -> None:
     api = client(connection)
     publication: dict[str, Any] = json.loads((folder / "publication.json").read_text())
     questions = [entry["question"] for entry in json.loads((folder / "questions.json").read_text())["questions"]]
@@ -207,7 +210,8 @@ def _records(snapshot: ds.DatasetSnapshot) -> dict[str, int]:
 def _show(settings: LocalSettings, connection: Connection, summary: dict[str, Any], alias: str) -> None:
     table = Table("question", "before", "after", show_lines=True)
     for answer in summary["answers"]:
-        table.add_row(answer["question"], answer["before"], answer["after"])
+        # As text: what a model says in brackets is no markup.
+        table.add_row(*(Text(answer[column]) for column in ("question", "before", "after")))
     console().print(table)
     fates = ("records_in", "kept", "rejected", "duplicates", "failed")
     show([{fate: summary[fate] for fate in fates}], fates, as_json=False)
@@ -225,15 +229,32 @@ def _show(settings: LocalSettings, connection: Connection, summary: dict[str, An
     show(places, ["what", "where"], as_json=False)
 
 
-def _wait_for_interrupt() -> None:
-    ended = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """In the block SIGTERM and a closed terminal do what Ctrl-C does, and only the first of them does anything.
+
+    The stack is a session of its own, which no signal reaches but by way of the block's end; and that end, once begun,
+    is not to be broken off. What was ignored before (`nohup`) stays ignored.
+    """
+    all_kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    kinds = [kind for kind in all_kinds if signal.getsignal(kind) is not signal.SIG_IGN]
+
+    def interrupt(_: int, __: FrameType | None) -> NoReturn:
+        for kind in kinds:
+            signal.signal(kind, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {kind: signal.signal(kind, interrupt) for kind in kinds}
     try:
-        ended.wait()
-    except KeyboardInterrupt:
-        pass
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _wait_for_interrupt() -> None:
+    with suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 def _example_folder() -> Path:

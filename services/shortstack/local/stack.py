@@ -21,7 +21,7 @@ from shortstack.local.services import SERVICES
 from shortstack.local.settings import LocalSettings
 from shortstack.local.supervisor import FAILED, SUPERVISOR
 
-__all__ = ["ServiceStatus", "down", "is_up", "status", "up"]
+__all__ = ["ServiceStatus", "down", "is_up", "kept_up", "status", "up"]
 
 _POLL_S: Final = 0.1
 _BYTES_NEEDED: Final = 16 * 2**20
@@ -68,22 +68,56 @@ def up(settings: LocalSettings, say: Say = lambda _: None) -> list[ServiceStatus
     with _exclusive(settings.run_folder):
         running = _supervisor(settings)
         if running is None:
-            _clear_leftovers(settings, say)
-            _require_room(settings)
-            log = settings.log_folder / f"{SUPERVISOR}.log"
-            start = log.stat().st_size if log.exists() else 0
-            process = launch(
-                [sys.executable, "-m", "shortstack.local.supervisor"],
-                log=log,
-                environment=os.environ | {"SHORTSTACK_VAR": str(settings.root), _MARK: str(settings.root)},
-            )
-            _await_ready(settings, process.poll, start, say)
-        elif running.state == "ready":
-            say("already up")
+            _start(settings, say)
         else:
-            say(f"already {running.state}; waiting until it is ready")
-            _await_ready(settings, lambda: None if running.process() else 1, None, say)
+            _join(settings, running, say)
     return status(settings)
+
+
+@contextmanager
+def kept_up(settings: LocalSettings, say: Say = lambda _: None) -> Iterator[bool]:
+    """The stack while a block runs; yields whether it was started for it. Only then is it stopped at the block's end.
+
+    What somebody else has up, or is starting, is waited for and left as it is: others may be using it. What the start
+    of this block has half started when it is interrupted is stopped too.
+
+    Raises:
+        Fatal: as `up`.
+    """
+    ours = False
+    try:
+        with _exclusive(settings.run_folder):
+            running = _supervisor(settings)
+            if running is None:
+                ours = True
+                _start(settings, say)
+            else:
+                _join(settings, running, say)
+        yield ours
+    finally:
+        if ours:
+            down(settings, say)
+
+
+def _start(settings: LocalSettings, say: Say) -> None:
+    _clear_leftovers(settings, say)
+    _require_room(settings)
+    log = settings.log_folder / f"{SUPERVISOR}.log"
+    start = log.stat().st_size if log.exists() else 0
+    process = launch(
+        [sys.executable, "-m", "shortstack.local.supervisor"],
+        log=log,
+        environment=os.environ | {"SHORTSTACK_VAR": str(settings.root), _MARK: str(settings.root)},
+    )
+    _await_ready(settings, process.poll, start, say)
+
+
+def _join(settings: LocalSettings, running: ProcessRecord, say: Say) -> None:
+    if running.state == "ready":
+        say("already up")
+        return
+    say(f"already {running.state}; waiting until it is ready")
+    _await_ready(settings, lambda: None if running.process() else 1, None, say)
 
 
 def _require_room(settings: LocalSettings) -> None:
