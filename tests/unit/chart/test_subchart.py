@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.unit.chart.rendering import CHART, Refused, helm, of_kind, pod, render
+from tests.unit.chart.rendering import CHART, FULL, Refused, helm, of_kind, pod, render
 
 
 @pytest.fixture
@@ -18,7 +18,12 @@ def parent(tmp_path: Path) -> Path:
     (chart / "templates").mkdir(parents=True)
     ours = tmp_path / "shortstack"
     shutil.copytree(CHART, ours)
-    dependency = {"name": "shortstack", "version": "0.x", "repository": "file://../shortstack"}
+    dependency = {
+        "name": "shortstack",
+        "version": "0.x",
+        "repository": "file://../shortstack",
+        "condition": "shortstack.enabled",
+    }
     about = {"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [dependency]}
     (chart / "Chart.yaml").write_text(yaml.safe_dump(about))
     values = {
@@ -45,6 +50,13 @@ def test_it_renders_whole_below_its_parents_values(parent: Path) -> None:
     # Files of the chart are its own, not its parent's.
     assert pod(objects, "topics").annotations == pod(alone, "topics").annotations
     assert all(of_kind(objects, "ConfigMap")["demo-shortstack-tests"]["data"].values())
+
+
+def test_its_parent_may_switch_it_off_and_on(parent: Path) -> None:
+    (parent / "templates" / "own.yaml").write_text("{apiVersion: v1, kind: ConfigMap, metadata: {name: own}}\n")
+    off = render("shortstack.enabled=false", chart=parent)
+    assert [found["metadata"]["name"] for found in off] == ["own"]
+    assert f"{FULL}-gateway" in of_kind(render("shortstack.enabled=true", chart=parent), "Deployment")
 
 
 def test_a_wrong_value_is_refused_there_too(parent: Path) -> None:
