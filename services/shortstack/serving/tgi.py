@@ -15,11 +15,23 @@ import httpx
 
 from shortstack.core.errors import Poison, Transient
 
-__all__ = ["GeneratedToken", "TgiClient", "TgiServer"]
+__all__ = ["Failed", "GeneratedToken", "TgiClient", "TgiServer"]
 
 _CONNECT_S: Final = 2.0
 _QUICK_S: Final = 5.0
 """For questions that a server answers without generating: the controller asks them in its own thread."""
+
+
+_GENERATION_FAILED: Final = 424
+_OVERLOADED: Final = frozenset({429, 503})
+
+
+class Failed(Transient):
+    """A server failed while it worked on a request, which need not be that request's fault.
+
+    TGI answers 424 to every request of a batch in which one made the model raise, and to all while its model's process
+    is gone; 500 where it ends before the answer did; a proxy before it 502 or 504.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +57,8 @@ class TgiServer(Protocol):
 class TgiClient:
     """Talks to one server over HTTP. Safe to share between threads.
 
-    Every method raises `Transient` while the server is away or overloaded, and `Poison` when it refuses or fails a
-    request.
+    Every method raises `Transient` while the server is away or overloaded, `Failed`, a `Transient`, when it fails a
+    request, and `Poison` when it refuses one.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
@@ -110,10 +122,13 @@ class TgiClient:
             response = self._client.request(method, path, json=body, timeout=timeout)
         except httpx.HTTPError as error:
             raise Transient(f"the server does not answer: {error or type(error).__name__}", where=where) from error
-        if response.status_code in (429, 503):
-            raise Transient(f"the server answers {response.status_code}", where=where)
-        if response.status_code != 200:
-            raise Poison(f"the server answers {response.status_code}: {_words(response)}", where=where)
+        code = response.status_code
+        if code in _OVERLOADED:
+            raise Transient(f"the server answers {code}", where=where)
+        if code == _GENERATION_FAILED or code >= httpx.codes.INTERNAL_SERVER_ERROR:
+            raise Failed(f"the server answers {code}: {_words(response)}", where=where)
+        if code != httpx.codes.OK:
+            raise Poison(f"the server answers {code}: {_words(response)}", where=where)
         return response.json() if response.content else None
 
 

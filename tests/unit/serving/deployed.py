@@ -15,14 +15,14 @@ from tokenizers.models import WordLevel
 
 from shortstack.core.clock import FakeClock
 from shortstack.core.digest import sha256_hex
-from shortstack.core.errors import Poison, Transient
+from shortstack.core.errors import Transient
 from shortstack.messages.v1.training_pb2 import Export
 from shortstack.prompts.formats import PromptFormats
 from shortstack.serving.deployments.fleet import Fleet
 from shortstack.serving.deployments.rollout import DeploymentRollout, Terms
 from shortstack.serving.deployments.server import Addresses, Servers
 from shortstack.serving.rollout import Held
-from shortstack.serving.tgi import GeneratedToken
+from shortstack.serving.tgi import Failed, GeneratedToken
 from shortstack.storage.blobs import MemoryBlobStore
 from shortstack.storage.weights import fetch_base, import_base
 
@@ -102,7 +102,7 @@ class FakeServer:
         assert adapter_id == ""
         weights = self._weights()
         if weights == "nan":
-            raise Poison("the server answers 424: the model gives NaN")
+            raise Failed("the server answers 424: the model gives NaN")
         self.cluster.asked.append(weights)
         return [GeneratedToken(token, logprob) for token, logprob, _ in said(weights, prompt)]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from shortstack.core.errors import Poison, Transient
 from shortstack.records.message import Message
 from shortstack.serving.contract import MAX_MEAN_DISTANCE, Proof, prove
-from shortstack.serving.tgi import GeneratedToken
+from shortstack.serving.tgi import Failed, GeneratedToken
 
 PROMPTS = [f"question {n}" for n in range(16)]
 NEW_TOKENS = 8
@@ -34,6 +35,8 @@ class FakeTgiServer:
     adapters: tuple[str, ...] = ("demo",)
     shift: float = 0.0
     away: bool = False
+    fails: Counter[str] = field(default_factory=Counter)
+    """Prompt → how often the server fails it before it answers."""
 
     def tokenize(self, text: str) -> list[int]:
         if self.away:
@@ -43,6 +46,9 @@ class FakeTgiServer:
     def generate(self, prompt: str, new_tokens: int, adapter_id: str) -> list[GeneratedToken]:
         if adapter_id and adapter_id not in self.adapters:
             raise Poison(f"the server answers 422: no adapter {adapter_id}")
+        if self.fails[prompt] > 0:
+            self.fails[prompt] -= 1
+            raise Failed("the server answers 424: Request failed during generation")
         return [GeneratedToken(t, p + self.shift) for t, p, _ in said(f"{self.weights}+{adapter_id}", prompt)]
 
 
@@ -118,6 +124,27 @@ def test_log_probabilities_must_be_near(shift: float, passed: bool) -> None:
     found = proof(FakeTgiServer(shift=shift))
     assert found.model.passed is passed
     assert found.as_dict()["model"]["passed"] is passed
+
+
+def test_a_probe_that_failed_with_somebody_elses_chat_is_asked_again() -> None:
+    # TGI fails every request that is batched with one that makes the model raise.
+    batch = Counter({render([Message("user", text)]): 1 for text in PROMPTS[:8]})
+    found = proof(FakeTgiServer(fails=batch))
+    assert found.model.passed, found.model.why
+    assert found.model.confirmed == len(PROMPTS) * NEW_TOKENS
+
+
+@pytest.mark.parametrize(("times", "passed"), [(2, True), (3, False)])
+def test_a_probe_that_fails_each_time_refuses_the_model(times: int, passed: bool) -> None:
+    found = proof(FakeTgiServer(fails=Counter({render([Message("user", PROMPTS[7])]): times})))
+    assert found.model.passed is passed
+    assert passed or "424" in found.model.why
+
+
+def test_a_model_that_fails_every_probe_is_given_up_soon() -> None:
+    server = FakeTgiServer(fails=Counter({render([Message("user", text)]): 100 for text in PROMPTS}))
+    assert "424" in proof(server).model.why
+    assert 100 * len(PROMPTS) - server.fails.total() < 3 * len(PROMPTS)
 
 
 def test_too_few_confirmed_positions_prove_nothing() -> None:

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from shortstack.core.errors import Poison, Transient
-from shortstack.serving.tgi import TgiClient
+from shortstack.serving.tgi import Failed, TgiClient
 
 Answer = Callable[[str], tuple[int, Any]]
 
@@ -67,7 +67,12 @@ def test_a_server_that_has_loaded_its_model_may_be_unhealthy() -> None:
         assert not client.answers()
 
 
-@pytest.mark.parametrize(("code", "kind"), [(429, Transient), (503, Transient), (422, Poison), (424, Poison)])
-def test_what_a_server_refuses_is_told_from_what_it_is_too_busy_for(code: int, kind: type[Exception]) -> None:
-    with answering(lambda path: (code, {"error": "in its words", "error_type": "x"})) as client, pytest.raises(kind):
-        client.tokenize("hello")
+KINDS = {429: Transient, 503: Transient, 422: Poison, 404: Poison, 424: Failed, 500: Failed, 502: Failed}
+
+
+@pytest.mark.parametrize(("code", "kind"), KINDS.items())
+def test_what_a_server_refuses_is_told_from_what_it_fails_and_is_too_busy_for(code: int, kind: type[Exception]) -> None:
+    with answering(lambda path: (code, {"error": "in its words", "error_type": "x"})) as client:
+        with pytest.raises(kind) as raised:
+            client.tokenize("hello")
+        assert type(raised.value) is kind
