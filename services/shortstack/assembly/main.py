@@ -20,6 +20,7 @@ from shortstack.messages.v1.training_pb2 import TrainingRecord
 from shortstack.storage.blobs import BlobStore
 from shortstack.streams import topics
 from shortstack.streams.kafka import KafkaBroker
+from shortstack.streams.late_producer import LateProducer
 from shortstack.streams.state import StateReader
 
 
@@ -35,7 +36,7 @@ def run() -> int:
         controller = DatasetController(broker, blobs, assembler, config=config, telemetry=telemetry, clock=clock)
         loop = Loop("datasets", controller, health, telemetry, clock)
         training = StateReader(broker, topics.TRAINING_STATE, TrainingRecord)
-        servicer = AssemblyServicer(controller, blobs, training, broker.producer(), clock)
+        servicer = AssemblyServicer(controller, blobs, training, LateProducer(broker.producer), clock)
         server = GrpcServer(
             config.host,
             config.grpc_port,

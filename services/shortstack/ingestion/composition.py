@@ -27,6 +27,7 @@ from shortstack.messages.v1.dataset_pb2 import DatasetSnapshot
 from shortstack.prompts.formats import PromptFormats
 from shortstack.storage.blobs import BlobStore
 from shortstack.streams.broker import Broker
+from shortstack.streams.late_producer import LateProducer
 from shortstack.streams.state import StateReader
 from shortstack.streams.topics import DATASETS_STATE, ingest_topic
 
@@ -87,14 +88,14 @@ class IngestionParts:
             topics,
             requests,
             publisher,
-            broker.producer(),
+            LateProducer(broker.producer),
             health,
             telemetry,
             clock,
             workers=config.ingest_workers,
         )
         previewer = Previewer(checker, policy, pins, config.limits, memory_bytes=memory)
-        servicer = IngestionServicer(requests, previewer, state, broker.producer(), clock)
+        servicer = IngestionServicer(requests, previewer, state, LateProducer(broker.producer), clock)
         return cls(state, backlog, watch, worker, servicer)
 
 

@@ -19,6 +19,7 @@ from shortstack.messages.v1.serving_pb2 import ModelRecord
 from shortstack.storage.blobs import BlobStore
 from shortstack.streams import topics
 from shortstack.streams.kafka import KafkaBroker
+from shortstack.streams.late_producer import LateProducer
 from shortstack.streams.state import StateReader
 from shortstack.training.config import TrainingConfig
 from shortstack.training.controller import TrainingController
@@ -69,7 +70,7 @@ def run() -> int:
             broker, datasets, models, launcher, bases, config=config, telemetry=telemetry, clock=clock
         )
         loop = Loop("jobs", controller, health, telemetry, clock)
-        servicer = TrainingServicer(controller, datasets, bases, broker.producer(), clock, config)
+        servicer = TrainingServicer(controller, datasets, bases, LateProducer(broker.producer), clock, config)
         add = (add_TrainingServiceServicer_to_server, servicer)
         server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
         page = HealthServer(config.host, config.http_port, health, telemetry.metrics)

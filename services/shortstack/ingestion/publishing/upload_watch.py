@@ -21,6 +21,7 @@ from shortstack.messages.v1.dataset_pb2 import PublicationEvent, PublicationFail
 from shortstack.streams.broker import Broker, Delivery, Producer, Reader
 from shortstack.streams.envelope import SUBJECT, outbound
 from shortstack.streams.following import Following
+from shortstack.streams.late_producer import LateProducer
 from shortstack.streams.topics import DATASETS_PUBLICATIONS
 
 __all__ = ["UPLOAD_SCHEME", "UploadWatch", "upload_publication"]
@@ -49,7 +50,7 @@ class UploadWatch(Following):
     ) -> None:
         super().__init__(broker, DATASETS_PUBLICATIONS.name, self._look)
         self._uploads, self._clock, self._log, self._after = uploads, clock, log, after
-        self._producer: Producer = broker.producer()
+        self._producer: Producer = LateProducer(broker.producer)
         self._lock = threading.Lock()
         self._waiting: dict[tuple[str, str], tuple[str, datetime]] = {}
         self._by_id: dict[str, tuple[str, str]] = {}
