@@ -6,6 +6,7 @@ request that finishes later leaves it, a rollback is a newer request.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -26,6 +27,8 @@ _OVER: Final = frozenset({sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN})
 _TROUBLE: Final = "its server does not answer: "
 _BEHIND: Final = "still served by the server of the earlier template: "
 _OPEN: Final = frozenset({sv.MODEL_STATE_LOADING, sv.MODEL_STATE_PROVING})
+_MISSES: Final = 3
+"""Looks that fail one after the other until a base loses its route: one alone says that its server is busy."""
 
 
 def stamp(field: Timestamp, at: datetime) -> None:
@@ -63,6 +66,7 @@ class ModelBook:
         self.dirty: set[str] = set()
         # Aliases that move to a model once it is served: model → (alias, when it was requested, job).
         self._moves: dict[str, dict[str, tuple[datetime, str]]] = {}
+        self._missed: Counter[str] = Counter()  # looks in a row at a served base
         self._ordered: set[str] = set()  # by an operator, so that they are wanted without a job
 
     def restore(self, records: Iterable[sv.ModelRecord]) -> None:
@@ -83,10 +87,18 @@ class ModelBook:
     # Wishes.
 
     def base(self, name: str, endpoint: sv.Endpoint | None, now: datetime, why: str = "", behind: str = "") -> None:
-        """Says whether a base model is served as it is, else why not; and why an upgrade has not reached it."""
+        """Says whether a base model is served as it is, else why not; and why an upgrade has not reached it.
+
+        One that was served stays so until it has been missed three times in a row.
+        """
         model = self.models.get(name)
         if model is None:
             model = self._open(name, "", tr.Export(), "", now)
+        missed = endpoint is None and model.state == sv.MODEL_STATE_SERVED
+        self._missed[name] = self._missed[name] + 1 if missed else 0
+        if 0 < self._missed[name] < _MISSES:
+            self.troubled(name, why, now)
+            return
         wanted = sv.MODEL_STATE_SERVED if endpoint is not None else sv.MODEL_STATE_LOADING
         said = f"{_BEHIND}{behind}" if behind else why
         if model.state == wanted and model.message == said and endpoint in (None, model.endpoint):

@@ -42,7 +42,7 @@ class Finding:
     Attributes:
         endpoint: of a base that answers.
         url: where a fine-tuned model answers.
-        trouble: why it does not; of a base, whose route goes until it does.
+        trouble: why it does not; a base loses its route if that is found again and again.
         behind: why it is still a server of an earlier template that answers.
     """
 

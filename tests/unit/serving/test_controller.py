@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 import pytest
 from tests.unit.serving.world import BASE, PASSED, REFUSED, World
@@ -180,6 +182,20 @@ def test_bases_are_served_while_their_server_is_up(world: World) -> None:
         running.settle(BASE, SERVED)
 
 
+def test_a_base_that_is_missed_once_keeps_its_route(world: World) -> None:
+    with world.started() as running:
+        for _ in range(4):  # never twice in a row
+            running.settle(BASE, SERVED)
+            looks, world.rollout.base_fails_once = world.rollout.base_looks, NotReady("the server is busy")
+            running.until(lambda looks=looks: world.rollout.base_looks > looks + 2)
+        running.turn(3)
+    written = [record.model for key, record in world.states() if key == f"model/{BASE}"]
+    states = [model.state for model in written]
+    assert set(states[states.index(SERVED) :]) == {SERVED}
+    assert any("the server is busy" in model.message for model in written)
+    assert written[-1].message == ""
+
+
 def test_a_controller_that_died_after_a_rollout_serves_the_model_once(world: World) -> None:
     model = world.trained("ftjob-1", "a", alias="faq@prod")
     with world.started() as running:
@@ -262,7 +278,7 @@ def test_what_is_no_request_is_set_aside_once(world: World) -> None:
     assert 'Did you mean "traffic"?' in dict(letters[1].headers)["dlq-remedy"].decode()
 
 
-SUPERSEDED = {"serving_keep_superseded": False}
+SUPERSEDED: dict[str, Any] = {"serving_keep_superseded": False}
 
 
 def test_a_superseded_model_is_withdrawn_with_the_write_that_moves_its_alias(world: World) -> None:

@@ -43,6 +43,8 @@ class FakeRollout:
         troubled: digests whose server does not answer.
         kept: digests that the controller asked to keep, last time.
         base_fails: what looking at a base raises.
+        base_fails_once: what the next look at a base raises, and no other.
+        base_looks: how often a base was looked at.
     """
 
     def __init__(self) -> None:
@@ -52,11 +54,15 @@ class FakeRollout:
         self.troubled: set[str] = set()
         self.kept: set[str] = set()
         self.base_fails: ShortstackError | None = None
+        self.base_fails_once: ShortstackError | None = None
+        self.base_looks = 0
         self.url = "http://server"
 
     def base(self, name: str, folder: Path, url: str) -> sv.Endpoint:
-        if self.base_fails is not None:
-            raise self.base_fails
+        self.base_looks += 1
+        once, self.base_fails_once = self.base_fails_once, None
+        if (error := once or self.base_fails) is not None:
+            raise error
         return sv.Endpoint(url=self.url, prompt_format="base")
 
     def roll_out(self, export: tr.Export, proving: Callable[[], None], instead_of: Sequence[Held] = ()) -> RolledOut:
