@@ -36,11 +36,44 @@ from tests.unit.chart.rendering import CHART, ROOT, VALUES, Refused, made, of_ki
         ("gateway.replicas=2", "gateway.replicas"),
         ("serving.rollout=replace,serving.keepSuperseded=true", "serving.keepSuperseded"),
         ("training.env.SHORTSTACK_LAUNCHER=processes", "training.env.SHORTSTACK_LAUNCHER"),
+        ("serving.server.dtype=float32", "dtype"),
+        ("serving.server.maxInputTokens=4096,serving.server.maxTotalTokens=4096", "serving.server.maxInputTokens"),
+        ("serving.server.kind=embedded,serving.server.maxInputTokens=9,serving.server.maxTotalTokens=8", "TotalTokens"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_name(given: str, named: str) -> None:
     with pytest.raises(Refused, match=named):
         render(given)
+
+
+def test_what_one_kind_of_server_refuses_the_other_may_take() -> None:
+    told = pod(render("serving.server.kind=embedded", "serving.server.dtype=float32"), "server").environment("server")
+    assert told["DTYPE"] == "float32"
+    limits = ("serving.server.maxInputTokens=4095", "serving.server.maxTotalTokens=4096")
+    assert pod(render(*limits), "server").environment("server")["MAX_INPUT_TOKENS"] == "4095"
+    assert "MAX_TOTAL_TOKENS" not in pod(render(limits[0]), "server").environment("server")
+
+
+@pytest.mark.parametrize("place", ["commonLabels", "gateway.podLabels", "training.job.podLabels"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        *(f"app.kubernetes.io/{name}" for name in ("name", "instance", "component", "managed-by")),
+        *("helm.sh/chart", "shortstack/api-client", "shortstack/blobs", "shortstack/run"),
+    ],
+)
+def test_a_label_that_selectors_or_policies_rest_on_is_refused(place: str, label: str) -> None:
+    with pytest.raises(Refused, match=label):
+        render(f"{place}.{label.replace('.', chr(92) + '.')}=mine")
+
+
+def test_other_labels_are_put_on_and_one_of_ours_opens_kafka() -> None:
+    opened = render("commonLabels.team=a", "gateway.podLabels.shortstack/kafka-client=true_", r"cli.podLabels.a\.b/c=d")
+    assert pod(opened, "gateway").labels["shortstack/kafka-client"] == "true_"
+    assert pod(opened, "cli").labels["a.b/c"] == "d"
+    assert all(found["metadata"]["labels"]["team"] == "a" for found in opened)
+    with pytest.raises(Refused, match="shortstack/kafka-client"):
+        render("commonLabels.shortstack/kafka-client=true_")
 
 
 def test_a_password_wants_a_secret() -> None:
@@ -87,6 +120,7 @@ def test_every_number_is_told_as_on_the_command_line() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     large = [f"{path}=12345678" for path in _whole_numbers(schema) if path != "gateway.replicas"]
     assert len(large) > 20
+    large.append("serving.server.maxInputTokens=12345677")
     assert _unowned(render(*large)) == _unowned(render(*large, by="set"))
 
 
