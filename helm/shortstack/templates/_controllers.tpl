@@ -23,7 +23,7 @@ rules:
   {{- .rules | nindent 2 }}
   - apiGroups: [""]
     resources: [pods]
-    verbs: [get, list]
+    verbs: [list]
   # What only events say of a pod that does not start.
   - apiGroups: [""]
     resources: [events]

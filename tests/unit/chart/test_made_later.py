@@ -177,13 +177,13 @@ def test_how_servers_are_rolled_out_is_a_value() -> None:
 
 def test_rights_are_those_that_the_controllers_use() -> None:
     shared = {
-        ("", "pods"): {"get", "list"},
+        ("", "pods"): {"list"},
         ("", "events"): {"list"},
         ("", "configmaps"): {"get"},
     }
-    making = {"create", "get", "list", "delete"}
+    making = {"create", "list", "delete"}
     own = {
-        "training": {("batch", "jobs"): making},
+        "training": {("batch", "jobs"): making | {"get"}},
         "serving": {("apps", "deployments"): making, ("", "services"): making},
     }
     objects = render()
