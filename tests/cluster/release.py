@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import httpx
+from tests.chatting import Chats, chats_of
 from tests.cluster.cluster import Cluster, words
 from tests.polling import until
 
-__all__ = ["SMALL", "Chats", "Release", "ask", "ask_if_loaded"]
+__all__ = ["SMALL", "Release", "ask", "ask_if_loaded"]
 
 CHART: Final = Path(__file__).parents[2] / "helm" / "shortstack"
 SMALL: Final = CHART / "values" / "small-cpu.yaml"
@@ -24,6 +23,7 @@ READY_S: Final = 600.0
 # A deadline ends a test that would hang; a machine that is busy otherwise is several times slower.
 LONG_S: Final = 1500.0
 AWAY_S: Final = 180.0
+CHAT_S: Final = 120.0
 TRY_AGAIN: Final = 75
 _POLL_S: Final = 0.5
 _KINDS: Final = (
@@ -44,14 +44,6 @@ for line in sys.stdin:
     print(sent.topic, sent.partition, sent.offset)
 producer.close()
 """
-
-
-@dataclass(slots=True)
-class Chats:
-    """What chat clients saw."""
-
-    answers: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
 
 
 class Release:
@@ -207,7 +199,7 @@ class Release:
         headers = {"authorization": f"Bearer {self.key()}"}
         with (
             self.cluster.forwarded(f"service/{self.full('gateway')}", 80) as port,
-            httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120) as client,
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=CHAT_S) as client,
         ):
             yield client
 
@@ -216,27 +208,17 @@ class Release:
     @contextmanager
     def chatting(self, model: str, question: str, *, a_second: float = 5.0, clients: int = 5) -> Iterator[Chats]:
         """Chats in the background, ``a_second`` of them, until the end of the block; every one counts."""
-        chats, ended = Chats(), threading.Event()
-        with self.gateway() as client:
-
-            def chat(offset: float) -> None:
-                due = time.monotonic() + offset
-                while not ended.wait(max(0.0, due - time.monotonic())):
-                    due += clients / a_second
-                    try:
-                        chats.answers.append(ask(client, model, question, max_tokens=12))
-                    except (httpx.HTTPError, AssertionError) as error:
-                        chats.failures.append(repr(error))
-
-            threads = [threading.Thread(target=chat, args=(n / a_second,), daemon=True) for n in range(clients)]
-            for thread in threads:
-                thread.start()
-            try:
-                yield chats
-            finally:
-                ended.set()
-                for thread in threads:
-                    thread.join(130)
+        with (
+            self.gateway() as client,
+            chats_of(
+                lambda: ask(client, model, question, max_tokens=12),
+                failing=(httpx.HTTPError, AssertionError),
+                a_second=a_second,
+                clients=clients,
+                last_s=CHAT_S + 10,
+            ) as chats,
+        ):
+            yield chats
 
 
 def ask(client: httpx.Client, model: str, question: str, *, max_tokens: int = 40) -> str:

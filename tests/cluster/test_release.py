@@ -164,6 +164,36 @@ def test_no_image_has_what_builds_images(release: Release) -> None:
         assert release.printed(component, "python", "-c", find, "pip", "pip3", "uv", "gcc", "cc", "make") == "[]"
 
 
+def test_a_broker_that_is_away_is_named_and_outlived(release: Release) -> None:
+    components = ("ingestion", "formatting", "assembly", "training", "serving")
+    chosen = f"{release.selector},app.kubernetes.io/component in ({','.join(components)})"
+    kafka = f"statefulset/{release.full('kafka')}"
+
+    def restarts() -> dict[str, int]:
+        """Of each pod whose container runs."""
+        pods = [pod for pod in release.cluster.items("pods", chosen) if pod["status"].get("containerStatuses")]
+        states = {pod["metadata"]["name"]: pod["status"]["containerStatuses"][0] for pod in pods}
+        return {name: state["restartCount"] for name, state in states.items() if "running" in state["state"]}
+
+    with release.chatting(ALIAS, NAME) as chats:
+        release.cluster.kubectl("scale", kafka, "--replicas=0")
+        # Nor may it be missed by those that start meanwhile.
+        release.cluster.kubectl("delete", "pod", "--selector", chosen)
+        release.until(lambda: len(restarts()) == len(components) and set(restarts()) <= set(release.unready()))
+        toolbox = ("exec", f"deployment/{release.full('cli')}", "--", "shortstack", "status", "--json")
+        status = release.cluster.kubectl(*toolbox, expect=69).stdout
+        (line,) = [line for line in json.loads(status) if line["part"] == "kafka"]
+        assert line["state"] == "away"
+        assert "cannot reach" in line["says"]
+        answered = len(chats.answers)
+        release.until(lambda: len(chats.answers) > answered + 50)
+        release.cluster.kubectl("scale", kafka, "--replicas=1")
+        release.until_ready()
+        assert set(restarts().values()) == {0}
+    assert chats.failures == []
+    assert changes(chats.answers) == 0
+
+
 def test_the_run_that_was_under_way_ends_in_its_first_attempt(release: Release, under_way: str) -> None:
     ended = job_of(release, under_way)
     assert (ended["state"], ended["attempt"], ended["step"]) == ("succeeded", 1, "106/106"), ended
