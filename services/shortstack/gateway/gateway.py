@@ -88,6 +88,8 @@ class Gateway:
             auth = Authenticator(keys, config.key_cache_s, given.clock)
             prompters = Prompters(TokenizerCache(given.blobs, config.folder / "tokenizers"), PromptFormats.builtin())
             files = FileStore(given.engine, given.blobs, config.folder / "uploads", given.clock)
+            if abandoned := await asyncio.to_thread(files.clear_abandoned):
+                telemetry.log.info("uploads that were never whole are removed", files=abandoned)
             jobs = JobService(training, ingestion, files, given.base_models, config.rpc_timeout_s)
             chat = ChatService(lambda: watch.table, prompters, upstream, telemetry.metrics)
             loops = {

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import socket
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 from benchmarks.stub_tgi import Reply, token_events
+from starlette import formparsers
 from tests.integration.gateway.conftest import Stack
 from tests.integration.gateway.fakes import BASE
 from tests.polling import until
@@ -40,6 +45,35 @@ def test_an_event_that_is_no_token_is_a_broken_answer(stack: Stack, junk: bytes)
     stack.model_server.replies.append(Reply([*token_events(["Hello", " there"])[:1], 0.05, junk]))
     with pytest.raises(openai.APIError, match="ended the answer before it was whole"):
         list(stack.client().chat.completions.create(model=BASE, messages=QUESTION, stream=True))
+
+
+def test_a_disk_that_is_full_while_an_upload_comes_in_is_503(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullDisk(tempfile.SpooledTemporaryFile[bytes]):
+        def write(self, _: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(formparsers, "SpooledTemporaryFile", FullDisk)
+    with pytest.raises(openai.InternalServerError, match="cannot be stored: No space left") as caught:
+        stack.client().files.create(file=("data.jsonl", b"{}\n" * 100), purpose="fine-tune")
+    assert (caught.value.status_code, caught.value.code) == (503, "service_unavailable")
+    assert caught.value.response.headers["retry-after"]
+    monkeypatch.undo()
+    assert stack.client().files.create(file=("data.jsonl", b"{}\n"), purpose="fine-tune").bytes == 3
+
+
+@pytest.fixture
+def abandoned(tmp_path: Path) -> Path:
+    """What a gateway that was killed in mid-upload left; asked for before the stack, it lies there at its start."""
+    path = tmp_path / "gateway" / "uploads" / "abandoned"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{}\n")
+    os.utime(path, times=(0, 0))
+    return path
+
+
+def test_an_upload_that_was_broken_off_is_gone_after_the_next_start(abandoned: Path, stack: Stack) -> None:
+    assert stack.config.folder == abandoned.parents[1]
+    assert not abandoned.exists()
 
 
 def counted(stack: Stack, outcome: str) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
-from pathlib import Path, PurePath
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any, BinaryIO, Final
 
 from fastapi import APIRouter, Request, Response
@@ -35,28 +36,26 @@ class _Files:
         principal = await self._auth.principal(request, "datasets")
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise invalid("Expected a multipart/form-data body with 'file' and 'purpose'.", "file", "invalid_form")
-        async with request.form(max_files=1, max_fields=8) as form:
+        with _disk_errors():
+            form = await request.form(max_files=1, max_fields=8)
+        try:
             upload, purpose = _wanted(form)
             stored = await asyncio.to_thread(self._store_upload, principal.owner, upload, purpose)
+        finally:
+            await form.close()
         return stored.as_openai()
 
     def _store_upload(self, owner: str, upload: UploadFile, purpose: str) -> StoredFile:
-        path: Path | None = None
-        try:
+        with _disk_errors():
             path = self._store.incoming()
-            with path.open("xb") as target:
-                upload.file.seek(0)
-                shutil.copyfileobj(upload.file, target, _PIECE)
-            if path.stat().st_size == 0:
-                raise invalid("The uploaded file is empty.", "file", "empty_file")
-            return self._store.add(owner, _name(upload.filename), purpose, path)
-        except OSError as error:
-            raise Transient(
-                f"the upload cannot be stored: {error.strerror or type(error).__name__}",
-                remedy="Tell the operator of this gateway; its disk may be full.",
-            ) from error
-        finally:
-            if path is not None:
+            try:
+                with path.open("xb") as target:
+                    upload.file.seek(0)
+                    shutil.copyfileobj(upload.file, target, _PIECE)
+                if path.stat().st_size == 0:
+                    raise invalid("The uploaded file is empty.", "file", "empty_file")
+                return self._store.add(owner, _name(upload.filename), purpose, path)
+            finally:
                 path.unlink(missing_ok=True)
 
     async def listed(self, request: Request) -> dict[str, Any]:
@@ -99,6 +98,18 @@ def files_router(store: FileStore, auth: Authenticator) -> APIRouter:
     router.add_api_route("/v1/files/{file_id}", files.delete, methods=["DELETE"], response_model=None)
     router.add_api_route("/v1/files/{file_id}/content", files.content, methods=["GET"], response_model=None)
     return router
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """An upload lies on this machine's disk twice before it is stored: while it is received, and while it is put."""
+    try:
+        yield
+    except OSError as error:
+        raise Transient(
+            f"the upload cannot be stored: {error.strerror or type(error).__name__}",
+            remedy="Tell the operator of this gateway; its disk may be full.",
+        ) from error
 
 
 def _wanted(form: FormData) -> tuple[UploadFile, str]:

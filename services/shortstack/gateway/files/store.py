@@ -6,10 +6,11 @@ reads them; the table is the list, as no folder is listed to learn what is true.
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import orjson
 from sqlalchemy import ColumnElement, Engine, func, insert, select, update
@@ -21,6 +22,9 @@ from shortstack.gateway.database import FILES
 from shortstack.storage.blobs import BlobStore
 
 __all__ = ["FileStore", "StoredFile"]
+
+_ABANDONED_S: Final = 3600.0
+"""An upload has come in whole when its file is made; nothing but the object store is waited for then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,20 @@ class FileStore:
     def incoming(self) -> Path:
         """A new path for an upload's bytes; whoever asked removes the file."""
         self._incoming.mkdir(parents=True, exist_ok=True)
+        self.clear_abandoned()
         return self._incoming / secrets.token_hex(16)
+
+    def clear_abandoned(self) -> int:
+        """Removes uploads that a gateway began and did not live to end; how many there were.
+
+        By age, as another gateway of the same folder may be at work on its own.
+        """
+        oldest = self._clock.now().timestamp() - _ABANDONED_S
+        paths = self._incoming.iterdir() if self._incoming.is_dir() else ()
+        abandoned = [path for path in paths if _modified(path) < oldest]
+        for path in abandoned:
+            path.unlink(missing_ok=True)
+        return len(abandoned)
 
     def add(self, owner: str, filename: str, purpose: str, path: Path) -> StoredFile:
         """Stores the file at ``path``: content, sidecar, and last the row, from which on it exists."""
@@ -154,6 +171,14 @@ class FileStore:
             connection.execute(update(FILES).where(*_one(owner, file_id)).values(deleted=True))
         self._blobs.delete_prefix(f"{file.key}.json")
         self._blobs.delete_prefix(file.key)
+
+
+def _modified(path: Path) -> float:
+    """Seconds since 1970; never, where it has just gone."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
 
 
 def _one(owner: str, file_id: str) -> tuple[ColumnElement[bool], ...]:
