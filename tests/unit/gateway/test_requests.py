@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given
 
@@ -38,8 +39,8 @@ def test_whatever_is_sent_is_read_or_refused_as_400(changes: dict[str, Any]) -> 
 
 
 @given(
-    temperature=st.none() | st.floats(0, 2),
-    top_p=st.none() | st.floats(0, 1),
+    temperature=st.none() | st.floats(0, 2) | st.sampled_from([5e-324, 1e-38, 1e-6]),
+    top_p=st.none() | st.floats(0, 1) | st.sampled_from([5e-324, 1e-38, 1 - 1e-9]),
     frequency=st.none() | st.floats(-2, 2),
     seed=st.none() | st.integers(-(2**63), 2**64 - 1),
 )
@@ -48,9 +49,11 @@ def test_what_is_sent_to_tgi_passes_its_rules(
 ) -> None:
     body = {**BODY, "temperature": temperature, "top_p": top_p, "frequency_penalty": frequency, "seed": seed}
     sent = tgi_parameters(read_chat(body, 8), ServedModel("m"), 1)
-    assert sent["do_sample"] == (temperature != 0 and top_p != 0)
-    assert sent.get("temperature", 1) > 0
-    assert 0 < sent.get("top_p", 0.5) < 1
+    assert sent["do_sample"] == all(value is None or value >= 1e-6 for value in (temperature, top_p))
+    # As it reads them: in float32, where no score may overflow either.
+    warmth, mass = np.float32(sent.get("temperature", 1)), np.float32(sent.get("top_p", 0.5))
+    assert np.isfinite(np.float32(1e4) / warmth)
+    assert 0 < mass < 1
     assert -2 <= sent.get("frequency_penalty", 0) <= 2
     assert 0 <= sent.get("seed", 0) < 2**64
     if not sent["do_sample"]:
@@ -90,3 +93,16 @@ def test_tool_calls_of_the_past_are_kept_as_json() -> None:
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
     messages = [{"role": "assistant", "content": None, "tool_calls": calls}]
     assert '"name":"f"' in (read_chat({**BODY, "messages": messages}, 8).messages[0].tool_calls or "")
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["END", ""]])
+def test_an_empty_stop_is_refused_by_name(stop: Any) -> None:
+    for read in (lambda body: read_chat(body, 8), lambda body: read_completion({**body, "prompt": "x"})):
+        with pytest.raises(ApiError) as caught:
+            read({**BODY, "stop": stop})
+        assert (caught.value.status, caught.value.param, caught.value.code) == (400, "stop", "empty_string")
+
+
+@pytest.mark.parametrize("stop", [None, []])
+def test_no_stop_is_no_stop(stop: Any) -> None:
+    assert "stop" not in tgi_parameters(read_chat({**BODY, "stop": stop}, 8), ServedModel("m"), 1)

@@ -70,7 +70,7 @@ def required_string(body: Mapping[str, Any], name: str) -> str:
 
 
 def string_list(body: Mapping[str, Any], name: str, most: int) -> tuple[str, ...]:
-    """A string or a list of up to ``most`` strings; empty where absent."""
+    """A string or a list of up to ``most`` strings, none of them empty; no strings where absent."""
     value = body.get(name)
     if value is None:
         return ()
@@ -79,4 +79,7 @@ def string_list(body: Mapping[str, Any], name: str, most: int) -> tuple[str, ...
         raise _wrong_type(name, "a string or an array of strings", value)
     if len(values) > most:
         raise invalid(f"Invalid '{name}': at most {most} are allowed.", name, "array_above_max_length")
+    if "" in values:
+        # Every text ends with it: a model server would stop at the first token.
+        raise invalid(f"Invalid '{name}': an empty string. Leave it out, or send null.", name, "empty_string")
     return tuple(values)

@@ -24,6 +24,12 @@ TOP_LOGPROBS_MAX: Final = 5
 """TGI's limit of ``top_n_tokens``; OpenAI's is 20."""
 _TOKENS_MAX: Final = 1 << 31
 _ROLE_ALIASES: Final = {"developer": "system"}
+_COLDEST: Final = 1e-6
+_LEAST_MASS: Final = 1e-6
+"""Below these nothing but the likeliest token is left (its probability is at least one over the vocabulary), and a
+server that reckons in float32 divides by nought, or finds no token at all, and fails the requests beside this one."""
+_ALL_MASS: Final = 1 - 1e-7
+"""From here on a `top_p` is 1 in float32, which TGI refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +136,9 @@ def _sampling(body: Mapping[str, Any]) -> Sampling:
     top_p = number(body, "top_p", 0, 1)
     seed = integer(body, "seed", -(1 << 63), (1 << 64) - 1)
     return Sampling(
-        # Nothing but the likeliest token is left at either limit, and TGI refuses both.
-        greedy=temperature == 0 or top_p == 0,
+        greedy=(temperature is not None and temperature < _COLDEST) or (top_p is not None and top_p < _LEAST_MASS),
         temperature=temperature,
-        top_p=None if top_p == 1 else top_p,
+        top_p=None if top_p is None or top_p >= _ALL_MASS else top_p,
         frequency_penalty=number(body, "frequency_penalty", -2, 2) or 0.0,
         seed=None if seed is None else seed & ((1 << 64) - 1),
     )
