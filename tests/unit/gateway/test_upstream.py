@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import aiohttp
 import pytest
 from benchmarks.stub_tgi import token_events
 
-from shortstack.gateway.chat.upstream import TokenStream, Upstream, UpstreamTimeouts
+from shortstack.gateway.chat.upstream import TokenStream, Upstream, UpstreamTimeouts, _status_error
 from shortstack.gateway.errors import ApiError
 
 
@@ -84,17 +85,79 @@ RESET = (
 )
 
 
+async def post(*failures: Exception) -> Any:
+    async with Upstream(UpstreamTimeouts()) as upstream:
+        pool, upstream._session = upstream._session, Session(*failures)  # type: ignore[assignment]
+        try:
+            return await upstream._post("http://127.0.0.1:9", b"{}")
+        finally:
+            upstream._session = pool
+
+
 @pytest.mark.parametrize("failure", RESET, ids=lambda failure: type(failure).__name__)
 def test_an_idle_connection_that_turns_out_dead_is_tried_once_more(failure: Exception) -> None:
-    async def post(*failures: Exception) -> Any:
-        async with Upstream(UpstreamTimeouts()) as upstream:
-            pool, upstream._session = upstream._session, Session(*failures)  # type: ignore[assignment]
-            try:
-                return await upstream._post("http://127.0.0.1:9", b"{}")
-            finally:
-                upstream._session = pool
-
     assert asyncio.run(post(failure)) == "answered"
     with pytest.raises(ApiError) as caught:
         asyncio.run(post(failure, failure))
     assert caught.value.status == 503
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code", "again"),
+    [
+        (aiohttp.ConnectionTimeoutError(), 503, "upstream_unavailable", True),
+        (aiohttp.SocketTimeoutError(), 504, "upstream_timeout", False),
+    ],
+)
+def test_a_server_that_cannot_be_reached_is_not_one_that_fell_silent(
+    failure: Exception, status: int, code: str, again: bool
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(post(failure))
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert ("retry-after" in caught.value.headers()) == again
+
+
+def test_connecting_to_an_address_that_does_not_answer_ends_in_503() -> None:
+    async def generate(url: str) -> None:
+        async with Upstream(UpstreamTimeouts(connect_s=0.2)) as upstream:
+            await upstream.generate(url, "x", {})
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        # The kernel completes two connections that nobody accepts, and lets the rest wait.
+        waiting = [socket.socket() for _ in range(4)]
+        try:
+            for one in waiting:
+                one.setblocking(False)
+                one.connect_ex(address)
+            with pytest.raises(ApiError) as caught:
+                asyncio.run(generate(f"http://127.0.0.1:{address[1]}"))
+        finally:
+            for one in waiting:
+                one.close()
+    assert (caught.value.status, caught.value.code) == (503, "upstream_unavailable")
+
+
+class Refusal:
+    """A reply of status 500 whose body fails."""
+
+    status = 500
+
+    def __init__(self, error: Exception) -> None:
+        self.content = self
+        self._error = error
+
+    async def read(self, _: int) -> bytes:
+        raise self._error
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(aiohttp.SocketTimeoutError(), "upstream_timeout"), (aiohttp.ClientPayloadError(), "upstream_broken")],
+)
+def test_a_refusal_that_breaks_off_is_the_model_servers_fault(error: Exception, code: str) -> None:
+    assert asyncio.run(_status_error(Refusal(error))).code == code  # type: ignore[arg-type]

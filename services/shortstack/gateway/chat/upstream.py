@@ -269,6 +269,9 @@ class Upstream:
                 if attempt == _ATTEMPTS:
                     raise _away() from error
                 await asyncio.sleep(0)
+            except aiohttp.ConnectionTimeoutError as error:
+                # A TimeoutError too, but no server has heard of the request.
+                raise _away() from error
             except TimeoutError as error:
                 raise _hung() from error
             except aiohttp.ClientError as error:
@@ -278,7 +281,12 @@ class Upstream:
 
 async def _status_error(response: aiohttp.ClientResponse) -> ApiError:
     """TGI's errors without a stream: JSON ``{"error", "error_type"}``, plain text, or nothing."""
-    text = (await response.content.read(4096)).decode("utf-8", "replace")
+    try:
+        text = (await response.content.read(4096)).decode("utf-8", "replace")
+    except TimeoutError:
+        return _hung()
+    except aiohttp.ClientError as error:
+        return _broken(error)
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
