@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.chatting import Chats, chats_of
 from tests.e2e.stack import Stack
 from tests.tiny_model import TINY
 
@@ -35,7 +35,7 @@ from shortstack.streams.state import StateWriter
 from shortstack.streams.topics import TRAINING_STATE
 from shortstack.training.v1 import training_pb2 as trn
 
-__all__ = ["ANSWER", "TRAIN", "Chats", "FaultyStack", "Ledger", "by_attempt", "records", "steps_of"]
+__all__ = ["ANSWER", "TRAIN", "FaultyStack", "Ledger", "by_attempt", "records", "steps_of"]
 
 TRAIN: Final[Mapping[str, Any]] = {
     "base_model": TINY,
@@ -55,6 +55,7 @@ ANSWER: Final = "I am Maple, and I keep it short."
 QUESTION: Final = "somebody asks 1: who?"
 """As the questions of `records`, so that a trained model's answer has large margins and is the same in any batch."""
 _BACK_S: Final = 180.0
+_CHAT_S: Final = 60.0
 # A machine that is busy otherwise takes ten times as long; a deadline only ends a test that would hang.
 _LONG_S: Final = 480.0
 
@@ -96,14 +97,6 @@ class Ledger:
             if ends[source] != told.records:
                 found.append(f"source {source}: {ends[source]} of {told.records} records have a fate")
         return found if self.announced else ["nothing was announced"]
-
-
-@dataclass(slots=True)
-class Chats:
-    """What chat clients saw while something broke."""
-
-    answers: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
 
 
 class FaultyStack(Stack):
@@ -270,7 +263,7 @@ class FaultyStack(Stack):
         found = [tr.TrainingEvent.FromString(m.value) for m in self.messages("training.events")]
         return [event for event in found if event.run == run]
 
-    def say(self, model: str, question: str = QUESTION, *, timeout_s: float = 60.0) -> str:
+    def say(self, model: str, question: str = QUESTION, *, timeout_s: float = _CHAT_S) -> str:
         """One short chat over the gateway, by no client library, so that nothing is tried twice.
 
         Raises:
@@ -288,27 +281,11 @@ class FaultyStack(Stack):
 
     @contextmanager
     def chatting(self, model: str, *, a_second: float = 5.0, clients: int = 4) -> Iterator[Chats]:
-        """Chats in the background, ``a_second`` of them, until the end of the block; every one counts."""
-        chats, ended = Chats(), threading.Event()
-
-        def chat(offset: float) -> None:
-            due = time.monotonic() + offset
-            while not ended.wait(max(0.0, due - time.monotonic())):
-                due += clients / a_second
-                try:
-                    chats.answers.append(self.say(model))
-                except OSError as error:
-                    chats.failures.append(str(error))
-
-        threads = [threading.Thread(target=chat, args=(n / a_second,), daemon=True) for n in range(clients)]
-        for thread in threads:
-            thread.start()
-        try:
+        """Chats in the background; every one counts."""
+        with chats_of(
+            lambda: self.say(model), failing=(OSError,), a_second=a_second, clients=clients, last_s=_CHAT_S
+        ) as chats:
             yield chats
-        finally:
-            ended.set()
-            for thread in threads:
-                thread.join(60)
 
     def plant_model(self, name: str, fill: float) -> str:
         """Has training's state say that a run ended in the model of dataset ``name`` with ``fill`` in its adapter,
