@@ -7,6 +7,7 @@ import signal
 from typing import Any
 
 import pytest
+from tests.chatting import Chats
 from tests.e2e.faults.census import assert_whole
 from tests.e2e.faults.faulty import ANSWER, FaultyStack, by_attempt, steps_of
 
@@ -108,16 +109,33 @@ def test_server_and_gateway_killed_come_back_with_the_same_models(faulty: Faulty
 
         faulty.until(answers)
         broken = len(chats.failures)
-        answered = len(chats.answers)
-        faulty.until(lambda: len(chats.answers) >= answered + 10)
+        await_more(faulty, chats)
         assert len(chats.failures) == broken, chats.failures[broken:]
     # The base never answered in the model's place, not even while the server had no adapter.
     assert set(chats.answers) == {said}
 
 
+def await_more(stack: FaultyStack, chats: Chats) -> None:
+    """Waits for ten answers more."""
+    answered = len(chats.answers)
+    stack.until(lambda: len(chats.answers) >= answered + 10)
+
+
+def test_serving_killed_over_and_over_fails_no_chat(faulty: FaultyStack) -> None:
+    alias = f"{faulty.proven()}@prod"
+    said = faulty.say(alias)
+    with faulty.chatting(alias) as chats:
+        await_more(faulty, chats)
+        for _ in range(3):
+            faulty.kill("serving")
+            await_more(faulty, chats)
+    assert chats.failures == []
+    assert set(chats.answers) == {said}
+
+
 def test_a_broker_that_is_away_stops_no_step_and_no_chat(faulty: FaultyStack) -> None:
     alias = f"{faulty.proven()}@prod"
-    away_s = float(os.environ.get("SHORTSTACK_TEST_BROKER_AWAY_S", "20"))
+    away_s = float(os.environ.get("SHORTSTACK_TEST_BROKER_AWAY_S", "60"))
     steps = int(away_s * 30)
     faulty.wish("outage", max_steps=steps, save_steps=steps // 2)
     run = faulty.until(
@@ -150,8 +168,7 @@ def test_a_model_of_nan_never_takes_traffic(faulty: FaultyStack) -> None:
         faulty.until(lambda: len(chats.answers) >= 5)
         new = faulty.plant_model(name, fill=float("nan"))
         refused = faulty.until(lambda: faulty.ended_model(new))
-        answered = len(chats.answers)
-        faulty.until(lambda: len(chats.answers) >= answered + 10)
+        await_more(faulty, chats)
     assert refused.state == sv.MODEL_STATE_REFUSED
     assert refused.message
     assert refused.remedy
