@@ -59,10 +59,10 @@ class ServiceConfig(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
-def settings_table(config: type[ServiceConfig]) -> list[tuple[str, str, str]]:
+def settings_table(config: type[BaseSettings], prefix: str = "SHORTSTACK_") -> list[tuple[str, str, str]]:
     """(variable, default, meaning) of every setting, in order of declaration."""
     rows = []
     for name, field in config.model_fields.items():
         default: Any = "required" if field.is_required() else field.get_default(call_default_factory=True)
-        rows.append((f"SHORTSTACK_{name.upper()}", str(default), field.description or ""))
+        rows.append((f"{prefix}{name.upper()}", str(default), field.description or ""))
     return rows

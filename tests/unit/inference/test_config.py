@@ -41,12 +41,3 @@ def test_an_adapter_without_a_folder_is_named(monkeypatch: pytest.MonkeyPatch) -
 def test_limits_that_leave_no_token_are_refused() -> None:
     with pytest.raises(ValidationError, match="MAX_INPUT_TOKENS"):
         InferenceConfig(model_id=Path("/m"), max_input_tokens=10, max_total_tokens=10)
-
-
-def test_the_documentation_lists_every_setting_with_its_default(repository: Path) -> None:
-    document = (repository / "docs" / "inference.md").read_text("utf-8")
-    for name, field in InferenceConfig.model_fields.items():
-        row = next((line for line in document.splitlines() if line.startswith(f"| `{name.upper()}` |")), None)
-        assert row is not None, f"{name.upper()} is not in docs/inference.md"
-        if field.default is not None and not field.is_required() and field.default_factory is None:
-            assert f"`{field.default}`" in row, row
