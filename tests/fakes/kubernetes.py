@@ -50,7 +50,7 @@ class FakeKubernetes:
 
     def __init__(self) -> None:
         self.away = False
-        self.refusals: dict[str, tuple[int, str]] = {}
+        self.refusals: dict[str, tuple[int, str] | tuple[int, str, str]] = {}
         self.unreadable: set[str] = set()
         self.undeletable: set[str] = set()
         self.pods_linger = False
@@ -197,7 +197,7 @@ class FakeKubernetes:
             return _failure(*self.refusals[plural])
         name = body["metadata"]["name"]
         if (plural, name) in self._objects:
-            return _failure(409, f'{plural} "{name}" already exists')
+            return _failure(409, f'{plural} "{name}" already exists', "AlreadyExists")
         return httpx2.Response(201, json=self._create(plural, body))
 
     def _read(self, plural: str, name: str, request: httpx2.Request) -> httpx2.Response:
@@ -304,8 +304,9 @@ def _flat(found: Object) -> dict[str, Any]:
     return {**found, **inner}
 
 
-def _failure(code: int, message: str) -> httpx2.Response:
-    return httpx2.Response(code, json={"kind": "Status", "status": "Failure", "code": code, "message": message})
+def _failure(code: int, message: str, reason: str = "") -> httpx2.Response:
+    status = {"kind": "Status", "status": "Failure", "code": code, "message": message, "reason": reason}
+    return httpx2.Response(code, json=status)
 
 
 def _merge(target: Object, patch: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import httpx2
 import yaml
 from lightkube import Client, KubeConfig
 from lightkube.core.client import FieldSelector
-from lightkube.core.exceptions import ConfigError
+from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.generic_resource import GenericNamespacedResource, create_api_info
 from lightkube.types import CascadeType
 
@@ -207,10 +207,15 @@ def read_template(path: Path, *kinds: str) -> tuple[ClusterObject, ...]:
 
 
 _KINDS: Final[Mapping[int, type[Poison]]] = {400: Invalid, 403: Forbidden, 404: NotFound, 409: Conflict, 422: Invalid}
+_CONFLICT: Final = 409
 _REMEDIES: Final[Mapping[int, str]] = {
     403: "Ask for the right in the release's Role, or for room in the namespace's quota, as the words say.",
     422: "Correct the values it was rendered from, and upgrade the release.",
 }
+
+
+def _reason(error: httpx2.HTTPStatusError) -> str:
+    return str(error.status.reason) if isinstance(error, ApiError) else ""
 
 
 @contextmanager
@@ -220,7 +225,8 @@ def _asking(what: str) -> Iterator[None]:
         yield
     except httpx2.HTTPStatusError as error:  # lightkube's ApiError is one, with the server's words
         code, words = error.response.status_code, str(error)
-        if code in _KINDS:
+        # A contended quota's 409 has the reason Conflict, and nothing was made.
+        if code in _KINDS and (code != _CONFLICT or _reason(error) == "AlreadyExists"):
             raise _KINDS[code](words, where=f"Kubernetes, {what}", remedy=_REMEDIES.get(code, "")) from error
         raise Transient(f"HTTP {code}: {words}", where=f"Kubernetes, {what}") from error
     except httpx2.HTTPError as error:

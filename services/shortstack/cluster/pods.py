@@ -6,9 +6,20 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-__all__ = ["OOM_KILLED", "container_ended", "how_it_ended", "is_over", "overdue", "why_waiting"]
+__all__ = [
+    "NEVER_BEGAN",
+    "OOM_KILLED",
+    "container_began",
+    "container_ended",
+    "how_it_ended",
+    "is_over",
+    "overdue",
+    "why_waiting",
+]
 
 OOM_KILLED: Final = "OOMKilled"
+NEVER_BEGAN: Final = frozenset({"StartError", "ContainerCannotRun"})
+"""Reasons of a container that has ended without having run; source: containerd's CRI plugin, and dockershim's."""
 _MEMORY: Final = ": it needed more memory than its limit in the values"
 _OVERDUE_S: Final = 60.0
 
@@ -84,6 +95,17 @@ def container_ended(pod: Mapping[str, Any], name: str) -> Mapping[str, Any] | No
             ended: Mapping[str, Any] | None = (container.get("state") or {}).get("terminated")
             return ended
     return None
+
+
+def container_began(pod: Mapping[str, Any], name: str) -> bool:
+    """Whether a container has run at all: one of a pod that the kubelet rejected has no status, one that waited for
+    another never left its waiting, and one whose program could not be started has a reason of its own."""
+    for container in _containers(pod):
+        if container["name"] == name:
+            ended = container_ended(pod, name)
+            running = "running" in (container.get("state") or {})
+            return running or (ended is not None and ended.get("reason") not in NEVER_BEGAN)
+    return False
 
 
 def how_it_ended(pod: Mapping[str, Any]) -> str:

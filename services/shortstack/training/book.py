@@ -7,7 +7,7 @@ worked out again at any time: reading every topic from the beginning changes not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import orjson
@@ -21,12 +21,13 @@ from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.training.requests import JobRequest, ResolvedRun
 
-__all__ = ["JOB_ENDED", "RUN_ENDED", "JobBook", "stamp"]
+__all__ = ["JOB_ENDED", "RUN_ENDED", "JobBook", "new_job", "stamp"]
 
 JOB_ENDED: Final = frozenset({tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED})
 RUN_ENDED: Final = frozenset({tr.RUN_STATE_SUCCEEDED, tr.RUN_STATE_FAILED, tr.RUN_STATE_CANCELLED})
 STEPS: Final = ("validate", "curate", "train", "export", "prove", "deploy")
 _DEFAULT_SUFFIX: Final = "model"
+_UNACCEPTED: Final = "See that ingestion and assembly run, publish the dataset, and ask for the job again."
 _MODEL_OVER: Final = frozenset({sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN})
 
 
@@ -35,11 +36,38 @@ def stamp(field: Timestamp, at: datetime) -> None:
     field.FromDatetime(at.astimezone(UTC).replace(tzinfo=None))
 
 
-class JobBook:
-    """All jobs and runs by id; methods change snapshots and say by ``dirty`` which must be written."""
+def new_job(
+    job: str, owner: str, dataset: str, request: Mapping[str, object], requested_at: datetime, now: datetime
+) -> tr.JobSnapshot:
+    """A job as its request opens it; whoever reads the same request has the same snapshot but for ``updated_at``."""
+    snapshot = tr.JobSnapshot(
+        job=job,
+        owner=owner,
+        dataset=dataset,
+        state=tr.JOB_STATE_VALIDATING_FILES,
+        request_json=orjson.dumps(request, option=orjson.OPT_SORT_KEYS).decode(),
+        steps=[tr.JobStep(name=name, state=tr.STEP_STATE_WAITING) for name in STEPS],
+    )
+    for field in (snapshot.created_at, snapshot.opened_at, snapshot.wished_at):
+        stamp(field, requested_at)
+    stamp(snapshot.updated_at, now)
+    return snapshot
 
-    def __init__(self, bases: BaseModels, ranks: int, *, serves_merged: bool) -> None:
+
+class JobBook:
+    """All jobs and runs by id; methods change snapshots and say by ``dirty`` which must be written.
+
+    Args:
+        ranks: of a run.
+        since: from when on it is read. A job does not wait for its dataset while nobody looks.
+        dataset_wait: how long a job waits for its dataset to be accepted.
+    """
+
+    def __init__(
+        self, bases: BaseModels, ranks: int, *, serves_merged: bool, since: datetime, dataset_wait: timedelta
+    ) -> None:
         self._bases, self._ranks, self._serves_merged = bases, ranks, serves_merged
+        self._since, self._dataset_wait = since, dataset_wait
         self.jobs: dict[str, tr.JobSnapshot] = {}
         self.runs: dict[str, tr.RunSnapshot] = {}
         self.dirty: set[str] = set()
@@ -83,20 +111,9 @@ class JobBook:
         """Opens a job, unless there is one of that id."""
         if job in self.jobs:
             return self.jobs[job]
-        snapshot = tr.JobSnapshot(
-            job=job,
-            owner=owner,
-            dataset=dataset,
-            state=tr.JOB_STATE_VALIDATING_FILES,
-            request_json=orjson.dumps(request, option=orjson.OPT_SORT_KEYS).decode(),
-            steps=[tr.JobStep(name=name, state=tr.STEP_STATE_WAITING) for name in STEPS],
-        )
-        stamp(snapshot.created_at, now)
-        stamp(snapshot.opened_at, requested_at)
-        stamp(snapshot.wished_at, requested_at)
-        self.jobs[job] = snapshot
-        self.touch(snapshot, now)
-        return snapshot
+        self.jobs[job] = new_job(job, owner, dataset, request, requested_at, now)
+        self.dirty.add(f"job/{job}")
+        return self.jobs[job]
 
     def _wish_again(self, job: tr.JobSnapshot, publication: str, requested_at: datetime, now: datetime) -> None:
         """The first wish that names the publication of a submitted job is that job's own; a later one asks anew."""
@@ -125,8 +142,10 @@ class JobBook:
 
     def _requeue(self, run: tr.RunSnapshot) -> None:
         run.attempt += 1
-        run.state, run.error, run.remedy, run.deaths = tr.RUN_STATE_QUEUED, "", "", 0
+        run.state, run.error, run.remedy = tr.RUN_STATE_QUEUED, "", ""
+        run.deaths = run.unstarted = 0
         run.ClearField("finished_at")
+        run.ClearField("not_before")
         self.dirty.add(f"run/{run.run}")
 
     def cancel(self, job: tr.JobSnapshot, requested_at: datetime, now: datetime) -> None:
@@ -161,7 +180,7 @@ class JobBook:
 
     def _curate(self, job: tr.JobSnapshot, dataset: ds.DatasetSnapshot | None, now: datetime) -> None:
         if dataset is None:
-            self._step(job, "validate", tr.STEP_STATE_RUNNING, message="waiting for the dataset to be accepted")
+            self._await_dataset(job, now)
             return
         self._step(job, "validate", tr.STEP_STATE_DONE)
         if dataset.state in (ds.DATASET_STATE_FAILED, ds.DATASET_STATE_DELETED):
@@ -185,6 +204,16 @@ class JobBook:
         job.state = tr.JOB_STATE_QUEUED
         self._join(job, dataset, resolved, now)
         self.touch(job, now)
+
+    def _await_dataset(self, job: tr.JobSnapshot, now: datetime) -> None:
+        since = max(job.opened_at.ToDatetime(tzinfo=UTC), self._since)
+        if now - since < self._dataset_wait:
+            self._step(job, "validate", tr.STEP_STATE_RUNNING, message="waiting for the dataset to be accepted")
+            return
+        minutes = self._dataset_wait.total_seconds() / 60
+        error = f'dataset "{job.dataset}" was not accepted within {minutes:g} minutes'
+        self._step(job, "validate", tr.STEP_STATE_FAILED, error)
+        self.fail(job, "dataset_not_accepted", error, _UNACCEPTED, now)
 
     def _resolve(self, job: tr.JobSnapshot, dataset: ds.DatasetSnapshot) -> ResolvedRun:
         where = f"job {job.job}"
@@ -213,6 +242,7 @@ class JobBook:
                 version=dataset.version,
                 base_model=resolved.base.name,
                 config_json=orjson.dumps(resolved.config.model_dump(mode="json")).decode(),
+                batch_size=resolved.config.effective_batch(self._ranks),
             )
             stamp(run.created_at, now)
             self.runs[resolved.run] = run

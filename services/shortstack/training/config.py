@@ -25,7 +25,15 @@ class TrainingConfig(ServiceConfig):
     training_runs_dir: Path | None = Field(None, description="Folder of run folders (VAR/runs)")
     training_parallel: int = Field(1, ge=1, description="Runs at the same time")
     training_processes: int = Field(1, ge=1, description="Ranks of a run (torchrun --nproc-per-node)")
-    training_max_attempts: int = Field(4, ge=1, description="Attempts of a run that may die before it fails")
+    training_max_attempts: int = Field(
+        4, ge=1, description="Attempts that may die without a new checkpoint before a run fails"
+    )
+    training_back_off_s: float = Field(
+        5.0, ge=0, description="Seconds before the attempt after one that died; twice as long each time, at most 300"
+    )
+    training_dataset_wait_s: float = Field(
+        3600.0, gt=0, description="Seconds that a job waits for its dataset to be accepted before it fails"
+    )
     launcher: Literal["processes", "kubernetes"] = Field(
         "processes", description="Where attempts run: processes of this machine, or Jobs of the cluster"
     )

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import orjson
 from google.protobuf.message import DecodeError
 
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Forbidden, Poison, ShortstackError, Transient, did_you_mean
+from shortstack.core.errors import Poison, Transient, did_you_mean
 from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.declarations.base_models import BaseModels
@@ -32,8 +32,9 @@ from shortstack.streams.shown import Shown
 from shortstack.streams.state import StateReader, StateWriter
 from shortstack.training.book import JOB_ENDED, JobBook, stamp
 from shortstack.training.config import TrainingConfig
-from shortstack.training.events import EventBook, broke_off_event, job_event, waiting_event
-from shortstack.training.launcher import AttemptPhase, AttemptStatus, Launcher
+from shortstack.training.events import EventBook, job_event, waiting_event
+from shortstack.training.follower import ACTIVE, RunFollower
+from shortstack.training.launcher import AttemptOrder, Launcher
 from shortstack.training.orders import order_of
 from shortstack.training.run_gauges import RunGauges
 
@@ -42,7 +43,6 @@ __all__ = ["TrainingController"]
 _SOURCE: Final = "training"
 _PROGRESS_S: Final = 1.0
 _POLL_S: Final = 0.1
-_ACTIVE: Final = frozenset({tr.RUN_STATE_STARTING, tr.RUN_STATE_WAITING, tr.RUN_STATE_RUNNING, tr.RUN_STATE_EXPORTING})
 
 
 class TrainingController:
@@ -65,13 +65,14 @@ class TrainingController:
         self._bases, self._config, self._telemetry, self._clock = bases, config, telemetry, clock
         self._writer = StateWriter(broker, topics.TRAINING_STATE, tr.TrainingRecord, clock, source=_SOURCE)
         self._poll_s = poll_s
-        self._book = self._new_book()
+        self._book, self._follower = self._anew()
         self._aside: SetAside | None = None
         self._reader: Reader | None = None
         self._producer: Producer | None = None
         self._ready: Notices | None = None
         self._written_at: dict[str, float] = {}
         self._shown: Shown[tr.TrainingRecord] = Shown()
+        self._opened = self._caught_up = False
         self._gauges = RunGauges(telemetry.metrics)
         self.events = EventBook()
 
@@ -80,7 +81,7 @@ class TrainingController:
     def open(self) -> None:
         """Claims the state topic, then reads requests and events to their end before it acts on anything."""
         self.close()
-        self._book = self._new_book()
+        self._book, self._follower = self._anew()
         self._book.restore(self._writer.open())
         for key, record in self._writer.latest.items():
             self._shown.show(key, record)
@@ -101,12 +102,17 @@ class TrainingController:
         assert self._reader is not None
         self._read(self._reader)
         self._advance()
-        self._follow()
-        self._start()
+        self._follower.follow()
+        self._follower.start()
         self._write()
+        if not self._caught_up:
+            # Not before: what `open` read of requests is shown once it is written.
+            self._opened = self._caught_up = True
+            self._shown.wake()
 
     def close(self) -> None:
         """Lets go of connections; attempts go on."""
+        self._caught_up = False
         if self._reader is not None:
             self._reader.close()
         for sending in (self._producer, self._ready, self._aside):
@@ -116,15 +122,44 @@ class TrainingController:
         self._writer.close()
         self._reader = self._producer = self._ready = self._aside = None
 
-    def _new_book(self) -> JobBook:
+    def _anew(self) -> tuple[JobBook, RunFollower]:
         config = self._config
-        return JobBook(self._bases, config.training_processes, serves_merged=config.serves_merged)
+        book = JobBook(
+            self._bases,
+            config.training_processes,
+            serves_merged=config.serves_merged,
+            since=self._clock.now(),
+            dataset_wait=timedelta(seconds=config.training_dataset_wait_s),
+        )
+        follower = RunFollower(
+            book,
+            self._launcher,
+            config,
+            self._telemetry,
+            self._clock,
+            order=self._order,
+            written=self._written,
+            tell=self._tell_event,
+        )
+        return book, follower
 
     # For the API's threads.
 
     def shown(self) -> dict[str, tr.TrainingRecord]:
         """All jobs and runs as last written, by ``job/ID`` and ``run/ID``."""
         return self._shown.all()
+
+    def require_opened(self, timeout_s: float, *, for_miss: bool = False) -> None:
+        """For whoever lists; and with ``for_miss``, for whoever is about to say that something is not there.
+
+        Raises:
+            Transient: not everything has been read in time, so nobody knows.
+        """
+        if not self._shown.wait(lambda _: self._caught_up if for_miss else self._opened, timeout_s):
+            raise Transient(
+                "the training service is still reading what jobs there are",
+                remedy="Nothing is lost; ask again in a few seconds.",
+            )
 
     def wait(self, met: Callable[[Mapping[str, tr.TrainingRecord]], bool], timeout_s: float) -> bool:
         """Waits until what is shown meets a condition."""
@@ -169,7 +204,7 @@ class TrainingController:
         if not self.events.add(event):
             return
         run = self._book.runs.get(event.run)
-        if run is None or event.attempt != run.attempt or run.state not in _ACTIVE:
+        if run is None or event.attempt != run.attempt or run.state not in ACTIVE:
             return
         payload = orjson.loads(event.payload_json or b"{}")
         if event.type == "step":
@@ -179,7 +214,11 @@ class TrainingController:
             run.eta_seconds = payload.get("eta_s") or 0.0
             run.tokens = payload.get("tokens") or run.tokens
             self._telemetry.metrics.train_steps.inc()
-            self._move(run, tr.RUN_STATE_EXPORTING if run.step == run.max_steps else tr.RUN_STATE_RUNNING)
+            self._follower.move(run, tr.RUN_STATE_EXPORTING if run.step == run.max_steps else tr.RUN_STATE_RUNNING)
+        elif event.type == "checkpoint" and payload["step"] > run.checkpoint_step:
+            # It came further than ever: what died before it is forgiven. Dying again and again before it is not.
+            run.checkpoint_step, run.deaths = payload["step"], 0
+            self._book.dirty.add(f"run/{run.run}")
         self._shown.wake()
 
     # Deciding.
@@ -205,129 +244,13 @@ class TrainingController:
         accepted = [s.publication.accepted_at.ToNanoseconds() for s in named]
         return max(zip(ranks, accepted, named, strict=True), key=lambda found: found[:2], default=(None, None, None))[2]
 
-    def _follow(self) -> None:
-        for run in self._book.runs.values():
-            if run.state not in _ACTIVE:
-                continue
-            try:
-                self._follow_attempt(run)
-            except Transient as error:
-                # Of one run: the others, and every job, go on.
-                self._note(run, str(error))
-            except Forbidden as error:  # somebody grants the right; what trains goes on meanwhile
-                if run.state == tr.RUN_STATE_STARTING:
-                    self._show_waiting(run, str(error))
-                else:
-                    self._note(run, str(error))
-
-    def _follow_attempt(self, run: tr.RunSnapshot) -> None:
-        wanted = self._wanted(run)
-        if not wanted:
-            self._launcher.cancel(run.run, run.attempt)
-        status = self._launcher.status(run.run, run.attempt)
-        match status.phase:
-            case AttemptPhase.ABSENT if not wanted:
-                self._finish(run, tr.RUN_STATE_CANCELLED)
-            case AttemptPhase.ABSENT:
-                self._show_waiting(run, status.waiting)
-                self._launch(run)
-            case AttemptPhase.SUCCEEDED:
-                self._succeed(run, status)
-            case AttemptPhase.FAILED | AttemptPhase.LOST:
-                self._broke_off(run, status)
-            case AttemptPhase.RUNNING:
-                self._show_waiting(run, status.waiting)
-
-    def _show_waiting(self, run: tr.RunSnapshot, words: str) -> None:
-        """What keeps an attempt from starting is the run's state; once that is gone it starts, or goes on."""
-        self._note(run, words)
-        if words and run.state != tr.RUN_STATE_WAITING:
-            self._move(run, tr.RUN_STATE_WAITING)
-        elif not words and run.state == tr.RUN_STATE_WAITING:
-            self._move(run, tr.RUN_STATE_STARTING)
-
-    def _note(self, run: tr.RunSnapshot, words: str) -> None:
-        if run.message == words:
-            return
-        if words:
-            self._telemetry.log.warning("run waits", run=run.run, attempt=run.attempt, why=words)
-        run.message = words
-        self._book.dirty.add(f"run/{run.run}")
-
-    def _wanted(self, run: tr.RunSnapshot) -> bool:
-        """Whether a job still waits for it: only the last one's cancel stops a run."""
-        return any(self._book.jobs[job].state not in JOB_ENDED for job in run.jobs if job in self._book.jobs)
-
-    def _succeed(self, run: tr.RunSnapshot, status: AttemptStatus) -> None:
-        export = status.export or {}
-        names = ("prefix", "manifest", "manifest_sha256", "digest", "base_digest", "prompt_format")
-        run.export.CopyFrom(tr.Export(base_model=run.base_model, **{name: export[name] for name in names}))
-        self._finish(run, tr.RUN_STATE_SUCCEEDED)
-
-    def _broke_off(self, run: tr.RunSnapshot, status: AttemptStatus) -> None:
-        """Another attempt from the newest whole checkpoint, unless it is not wanted, hopeless, or the last."""
-        if not self._wanted(run):
-            self._finish(run, tr.RUN_STATE_CANCELLED)
-            return
-        self._telemetry.metrics.broken_attempts.inc()
-        run.deaths += status.code != "stopped"
-        if status.final or run.deaths >= self._config.training_max_attempts:
-            self._give_up(run, status.message or "its processes died", status.remedy or f"See {run.run_dir}")
-            return
-        why = status.message or status.code
-        self._telemetry.log.warning("attempt broke off", run=run.run, attempt=run.attempt, why=why)
-        self._tell_event(broke_off_event(run, why))
-        run.attempt += 1
-        run.message = ""
-        self._move(run, tr.RUN_STATE_STARTING)
-
-    def _give_up(self, run: tr.RunSnapshot, error: str, remedy: str) -> None:
-        run.error, run.remedy = error, remedy
-        self._finish(run, tr.RUN_STATE_FAILED)
-
-    def _finish(self, run: tr.RunSnapshot, state: tr.RunState.ValueType) -> None:
-        stamp(run.finished_at, self._clock.now())
-        run.message = ""
-        self._move(run, state)
-        try:
-            self._launcher.forget(run.run)
-        except ShortstackError as error:  # it costs room, and no run its end
-            self._telemetry.log.warning("what only another attempt needs is still there", run=run.run, error=str(error))
-
-    def _start(self) -> None:
-        """Queued runs in order of age, as many as may go at the same time."""
-        active = sum(run.state in _ACTIVE for run in self._book.runs.values())
-        queued = [run for run in self._book.runs.values() if run.state == tr.RUN_STATE_QUEUED]
-        for run in sorted(queued, key=lambda r: r.created_at.ToNanoseconds()):
-            if not self._wanted(run):
-                self._finish(run, tr.RUN_STATE_CANCELLED)
-            elif active < self._config.training_parallel:
-                active += 1
-                # Written before it is launched: a crash between the two finds the attempt absent and launches it.
-                self._move(run, tr.RUN_STATE_STARTING)
-
-    def _launch(self, run: tr.RunSnapshot) -> None:
-        if self._written(f"run/{run.run}") != run.attempt:
-            return
-        try:
-            order = order_of(run, self._bases, self._datasets.values(), self._config.training_processes)
-        except Poison as error:
-            self._give_up(run, str(error), error.remedy)
-            return
-        run.run_dir = self._launcher.place(run.run)
-        self._book.dirty.add(f"run/{run.run}")
-        failpoint("training.before_launch")
-        self._launcher.launch(order)
+    def _order(self, run: tr.RunSnapshot) -> AttemptOrder:
+        return order_of(run, self._bases, self._datasets.values(), self._config.training_processes)
 
     def _written(self, key: str) -> int:
         """Attempt of the run as the state topic has it; 0 if it has none."""
         record = self._shown.get(key)
-        return record.run.attempt if record is not None and record.run.state in _ACTIVE else 0
-
-    def _move(self, run: tr.RunSnapshot, state: tr.RunState.ValueType) -> None:
-        run.state = state
-        stamp(run.updated_at, self._clock.now())
-        self._book.dirty.add(f"run/{run.run}")
+        return record.run.attempt if record is not None and record.run.state in ACTIVE else 0
 
     # Writing.
 
@@ -361,7 +284,7 @@ class TrainingController:
             metrics.jobs.labels(name.removeprefix("JOB_STATE_").lower()).set(jobs[name])
         for name, _ in tr.RunState.items():
             metrics.runs.labels(name.removeprefix("RUN_STATE_").lower()).set(runs[name])
-        self._gauges.show(self._book.runs.values(), _ACTIVE)
+        self._gauges.show(self._book.runs.values(), ACTIVE)
 
     def _announce(self, record: tr.TrainingRecord) -> None:
         if record.WhichOneof("record") == "job":

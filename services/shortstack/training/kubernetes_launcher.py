@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from shortstack.cluster.api import JOB, POD, Cluster, ClusterObject, read_template
-from shortstack.cluster.pods import OOM_KILLED, container_ended, how_it_ended, is_over, overdue, why_waiting
+from shortstack.cluster.pods import (
+    NEVER_BEGAN,
+    OOM_KILLED,
+    container_began,
+    container_ended,
+    how_it_ended,
+    is_over,
+    overdue,
+    why_waiting,
+)
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Conflict, Fatal, ShortstackError, Transient
 from shortstack.storage.blobs import BlobStore
@@ -165,13 +174,14 @@ class KubernetesLauncher:
             if _goes_on(seen.job):
                 return AttemptStatus(AttemptPhase.RUNNING, waiting=self._no_pod(key))
             how = how_it_ended(seen.pods[-1]) if seen.pods else "its pod was deleted, or never made"
-            return AttemptStatus(AttemptPhase.LOST, message=f"Job {name}: {how}")
+            return AttemptStatus(AttemptPhase.LOST, message=f"Job {name}: {how}", began=_began(seen))
         self._pending_since.pop(job_name(*key), None)
         pod = seen.alive[-1]
-        if container_ended(pod, _AGENT) is not None and "deletionTimestamp" not in pod["metadata"]:
-            # Nobody stores what the trainer still does.
+        unstartable = (container_ended(pod, _TRAINER) or {}).get("reason") in NEVER_BEGAN
+        if (container_ended(pod, _AGENT) or unstartable) and "deletionTimestamp" not in pod["metadata"]:
+            # Nobody stores what the trainer still does, or there is nothing that the agent could wait for.
             self._cluster.delete(JOB, name)
-            return AttemptStatus(AttemptPhase.LOST, message=f"Job {name}: {how_it_ended(pod)}")
+            return AttemptStatus(AttemptPhase.LOST, message=f"Job {name}: {how_it_ended(pod)}", began=_began(seen))
         return AttemptStatus(AttemptPhase.RUNNING, waiting=why_waiting(pod) or self._overdue(seen) or self._slow(pod))
 
     def _explained(self, key: _Key, word: AttemptStatus, seen: _Seen) -> AttemptStatus:
@@ -182,6 +192,7 @@ class KubernetesLauncher:
             return AttemptStatus(AttemptPhase.RUNNING)
         for pod in seen.pods:
             ended = container_ended(pod, _TRAINER) or {}
+            word = replace(word, began=_began(seen))
             if ended.get("reason") == OOM_KILLED:
                 message = f"the trainer of Job {job_name(*key)} was killed: it needed more memory than its limit"
                 return replace(word, code="out_of_memory", message=message, remedy=_MEMORY)
@@ -220,6 +231,7 @@ class KubernetesLauncher:
 
         Raises:
             Conflict: another release's Job has that name.
+            Transient: nobody knows whether it is there.
         """
         body = _job(read_template(self._template, "Job")[0], key)
         try:
@@ -227,7 +239,9 @@ class KubernetesLauncher:
         except Conflict as error:
             name = body["metadata"]["name"]
             there = self._cluster.get(JOB, name)
-            if there is not None and _instance(there) != _instance(body):
+            if there is None:  # it went in between; the order, which says "started", must not be written
+                raise Transient("its name was taken a moment ago", where=name, remedy="It is tried again.") from error
+            if _instance(there) != _instance(body):
                 raise Conflict(
                     f"a Job of that name belongs to release {_instance(there)}",
                     where=name,
@@ -276,6 +290,11 @@ class KubernetesLauncher:
 
 def _ended(status: AttemptStatus) -> bool:
     return status.phase in (AttemptPhase.SUCCEEDED, AttemptPhase.FAILED, AttemptPhase.LOST)
+
+
+def _began(seen: _Seen) -> bool:
+    """Whether its trainer ran at all; where no pod is left, nobody knows, and it counts."""
+    return not seen.pods or any(container_began(pod, _TRAINER) for pod in seen.pods)
 
 
 def _goes_on(job: ClusterObject) -> bool:

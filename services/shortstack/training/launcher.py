@@ -37,6 +37,7 @@ class AttemptStatus:
         export: of a success: ``{"prefix", "manifest", "manifest_sha256", "digest", "base_digest", "prompt_format"}``.
         code, message, remedy: of a failure.
         final: of a failure: another attempt would fail alike.
+        began: of a failure: whether its trainer ran at all.
         waiting: of one that is absent or runs: what keeps it from starting, and what to do; "" where nothing does.
     """
 
@@ -47,6 +48,7 @@ class AttemptStatus:
     remedy: str = ""
     final: bool = False
     waiting: str = ""
+    began: bool = True
 
     @classmethod
     def told(cls, result: bytes) -> Self:
@@ -107,7 +109,7 @@ class Launcher(Protocol):
         ...
 
     def forget(self, run: str) -> None:
-        """The run is over: lets go of what only a further attempt would need. May be told again."""
+        """The run succeeded or was cancelled: lets go of what only a further attempt would need. May be told again."""
         ...
 
     def start(self) -> None:

@@ -66,9 +66,9 @@ class MemoryLauncher:
         """The attempt ends with a word on why."""
         self._end(run, attempt, AttemptStatus(AttemptPhase.FAILED, code=code, message=message, final=final))
 
-    def lose(self, run: str, attempt: int) -> None:
+    def lose(self, run: str, attempt: int, *, began: bool = True) -> None:
         """The attempt ends without a word."""
-        self._end(run, attempt, AttemptStatus(AttemptPhase.LOST, message="its agent died without a word"))
+        self._end(run, attempt, AttemptStatus(AttemptPhase.LOST, message="its agent died without a word", began=began))
 
     def _end(self, run: str, attempt: int, status: AttemptStatus) -> None:
         if self.status(run, attempt).phase is AttemptPhase.RUNNING:

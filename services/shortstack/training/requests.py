@@ -16,7 +16,7 @@ from shortstack.declarations.base_models import BaseModel, BaseModels
 from shortstack.declarations.deploy import DeployWish, require_servable
 from shortstack.declarations.train import TrainConfig
 
-__all__ = ["JobRequest", "ResolvedRun", "auto_hyperparameters"]
+__all__ = ["JobRequest", "ResolvedRun", "auto_hyperparameters", "effective_batch"]
 
 _AUTO: Final = "auto"
 _AUTO_BATCH: Final = 8
@@ -146,19 +146,42 @@ def _check_openai(openai: Mapping[str, Any], where: str) -> None:
         raise Invalid(f"seed is {seed!r}, not a whole number", where=where, param="seed")
 
 
+def effective_batch(given: Mapping[str, Any], ranks: int) -> int:
+    """Rows of one optimizer step that OpenAI's hyperparameters ask for, a multiple of ``ranks``.
+
+    Raises:
+        Invalid: they ask for another number.
+    """
+    asked = given.get("batch_size")
+    if asked is None or asked == _AUTO:
+        return max(1, _AUTO_BATCH // ranks) * ranks
+    if int(asked) % ranks:
+        near = max(1, round(int(asked) / ranks)) * ranks
+        raise Invalid(
+            f"batch_size is {asked}, which cannot be shared out evenly over the {ranks} processes of a run here",
+            remedy=f"Ask for a multiple of {ranks}, for example {near}.",
+            param="hyperparameters.batch_size",
+        )
+    return int(asked)
+
+
 def auto_hyperparameters(
     given: Mapping[str, Any], train: Mapping[str, Any], *, records: int, ranks: int
 ) -> dict[str, Any]:
     """OpenAI's hyperparameters as axolotl's settings.
 
-    ``batch_size`` is the effective batch, auto 8; ``n_epochs`` auto is enough for 100 optimizer steps, at least 1
-    and at most 10; ``learning_rate_multiplier`` times the preset's rate, auto 1. Source: the project's mapping of
-    OpenAI's fine-tuning API, docs/fine-tuning.md.
+    ``batch_size`` is the effective batch, exactly: the rows of a step and process are the largest divisor up to 8 of a
+    process's share, the rest is accumulated; auto is 8, or the next lower multiple of ``ranks``. ``n_epochs`` auto is
+    enough for 100 optimizer steps, at least 1 and at most 10; ``learning_rate_multiplier`` times the preset's rate,
+    auto 1. Source: the project's mapping of OpenAI's fine-tuning API, docs/training.md.
+
+    Raises:
+        Invalid: a batch that cannot be shared out over the ranks.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    asked = given.get("batch_size", _AUTO)
-    batch = _AUTO_BATCH if asked == _AUTO else int(asked)
-    micro = min(batch, _MAX_MICRO_BATCH)
+    batch = effective_batch(given, ranks)
+    share = batch // ranks
+    micro = next(size for size in range(min(share, _MAX_MICRO_BATCH), 0, -1) if share % size == 0)
     epochs = given.get("n_epochs", _AUTO)
     if epochs == _AUTO:
         epochs = max(1, min(_AUTO_MAX_EPOCHS, math.ceil(_AUTO_STEPS * batch / max(1, records))))
@@ -166,7 +189,7 @@ def auto_hyperparameters(
     rate = float(train.get("learning_rate") or TrainConfig.model_fields["learning_rate"].default)
     return {
         "micro_batch_size": micro,
-        "gradient_accumulation_steps": max(1, math.ceil(batch / (micro * ranks))),
+        "gradient_accumulation_steps": share // micro,
         "num_epochs": float(epochs),
         "learning_rate": rate * (1.0 if multiplier == _AUTO else float(multiplier)),
     }

@@ -134,11 +134,15 @@ class FakeTraining(training_pb2_grpc.TrainingServiceServicer):
         self.runs: dict[str, tr.RunSnapshot] = {}
         self.events: dict[str, list[tr.TrainingEvent]] = {}
         self.error: ShortstackError | None = None
+        self.lost: ShortstackError | None = None
+        """Raised once a job is open: its answer is lost."""
         self._created = 1_700_000_000
 
     def SubmitRun(self, request: training_pb2.SubmitRunRequest, context: Any) -> training_pb2.SubmitRunResponse:
         if self.error is not None:
             raise self.error
+        if request.job in self.jobs:
+            return training_pb2.SubmitRunResponse(job=self.jobs[request.job])
         self._created += 1
         job = tr.JobSnapshot(
             job=request.job,
@@ -149,6 +153,8 @@ class FakeTraining(training_pb2_grpc.TrainingServiceServicer):
         )
         job.created_at.seconds = self._created
         self.jobs[job.job] = job
+        if self.lost is not None:
+            raise self.lost
         return training_pb2.SubmitRunResponse(job=job)
 
     def GetRun(self, request: training_pb2.GetRunRequest, context: Any) -> training_pb2.GetRunResponse:

@@ -309,6 +309,36 @@ def test_a_job_whose_file_cannot_be_published_does_not_wait_for_ever(stack: Stac
     assert [job.state for job in stack.training.jobs.values()] == [tr.JOB_STATE_CANCELLED]
 
 
+def test_a_job_whose_creation_was_not_answered_is_no_orphan(stack: Stack) -> None:
+    client, file = stack.client(), upload(stack)
+    stack.training.lost = Transient("training is starting")
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.fine_tuning.jobs.create(training_file=file, model=BASE)
+    assert caught.value.status_code == 503
+    assert [job.state for job in stack.training.jobs.values()] == [tr.JOB_STATE_CANCELLED]
+    assert stack.ingestion.published == []
+
+
+def test_a_repeat_with_the_same_idempotency_key_is_the_same_job(stack: Stack) -> None:
+    client, file, headers = stack.client(), upload(stack), {"Idempotency-Key": "mine-1"}
+    stack.training.lost = Transient("training is starting")
+    with pytest.raises(openai.InternalServerError):
+        client.fine_tuning.jobs.create(training_file=file, model=BASE, extra_headers=headers)
+    stack.training.lost = None
+    job = client.fine_tuning.jobs.create(training_file=file, model=BASE, extra_headers=headers)
+    assert list(stack.training.jobs) == [job.id]
+    assert job.status == "validating_files"
+    assert [message["job"] for _, message in stack.ingestion.published] == [job.id]
+    stack.training.jobs[job.id].publication = "pub-1"
+    assert client.fine_tuning.jobs.create(training_file=file, model=BASE, extra_headers=headers).id == job.id
+    assert len(stack.ingestion.published) == 1
+    with pytest.raises(openai.ConflictError):
+        client.fine_tuning.jobs.create(training_file=file, model=BASE, seed=7, extra_headers=headers)
+    for wrong in ("", "x" * 256):
+        with pytest.raises(openai.BadRequestError):
+            client.fine_tuning.jobs.create(training_file=file, model=BASE, extra_headers={"Idempotency-Key": wrong})
+
+
 def test_a_service_that_is_away_is_503_and_named(stack: Stack) -> None:
     stack.peers.stop(5)
     reply = httpx.get(f"{stack.url}/v1/fine_tuning/jobs", headers={"authorization": f"Bearer {stack.key}"}, timeout=20)

@@ -92,6 +92,10 @@ def test_hyperparameters_are_as_asked_until_the_run_says_otherwise() -> None:
     shown = mapping.job(snapshot, tr.RunSnapshot(run="r", config_json=json.dumps(config)))
     assert shown["hyperparameters"] == {"n_epochs": 4, "batch_size": 16, "learning_rate_multiplier": 2.0}
     assert shown["method"]["supervised"]["hyperparameters"] == shown["hyperparameters"]
+    asked["hyperparameters"]["batch_size"] = "auto"
+    snapshot.request_json = json.dumps({"openai": asked})
+    run = tr.RunSnapshot(run="r", config_json=json.dumps(config), batch_size=48)  # over three ranks
+    assert mapping.job(snapshot, run)["hyperparameters"]["batch_size"] == 48
 
 
 def test_old_and_new_places_of_hyperparameters_read_alike() -> None:

@@ -150,6 +150,73 @@ def test_attempts_that_die_again_and_again_fail_the_run(tmp_path: Path) -> None:
     assert len(launched(world)) == 2
 
 
+def test_the_pause_between_attempts_doubles_and_is_said(tmp_path: Path) -> None:
+    world = World(tmp_path, {"training_back_off_s": 5})
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        running.until(lambda _: bool(world.launcher.orders))
+        world.launcher.lose(*launched(world)[-1])
+        running.until(lambda _: running.run().state == tr.RUN_STATE_WAITING)
+        assert "attempt 1 broke off: its agent died without a word. After a pause of 5 s" in running.run().message
+        world.clock.advance(4)
+        running.turn(3)
+        assert len(launched(world)) == 1
+    with world.started() as running:  # the pause is no secret of one process
+        running.turn(3)
+        assert len(launched(world)) == 1
+        world.clock.advance(1.5)
+        running.until(lambda _: len(launched(world)) == 2)
+        running.until(lambda _: (running.run().state, running.run().message) == (tr.RUN_STATE_STARTING, ""))
+        world.launcher.lose(*launched(world)[-1])
+        running.until(lambda _: "After a pause of 10 s" in running.run().message)
+        world.cancel("ftjob-1")
+        running.until(lambda _: running.run().state == tr.RUN_STATE_CANCELLED)
+    assert len(launched(world)) == 2
+
+
+def test_attempts_whose_trainer_never_began_are_no_deaths(tmp_path: Path) -> None:
+    world = World(tmp_path, {"training_max_attempts": 2, "training_back_off_s": 5})
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        for attempt in range(1, 12):
+            running.until(lambda _, attempt=attempt: len(launched(world)) == attempt)
+            world.launcher.lose(*launched(world)[-1], began=False)
+            running.until(lambda _, attempt=attempt: running.run().attempt == attempt + 1)
+            world.clock.advance(301)
+        train(world, running, 12)
+        running.settle("ftjob-1", SUCCEEDED)
+
+
+def test_a_further_checkpoint_forgives_deaths_and_the_same_one_does_not(tmp_path: Path) -> None:
+    world = World(tmp_path, {"training_max_attempts": 2})
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        for attempt, step in ((1, 10), (2, 20), (3, 30), (4, 30)):
+            running.until(lambda _, attempt=attempt: len(launched(world)) == attempt)
+            run = launched(world)[-1][0]
+            world.event(run, attempt, 1, type="checkpoint", step=step)
+            running.until(lambda _, step=step: running.run().checkpoint_step == step)
+            running.turn()
+            world.launcher.lose(run, attempt)
+            running.turn()
+        running.settle("ftjob-1", FAILED)
+    assert len(launched(world)) == 4
+
+
+def test_a_run_that_failed_keeps_what_another_attempt_needs(tmp_path: Path) -> None:
+    world = World(tmp_path, {"training_max_attempts": 1})
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        running.until(lambda _: bool(world.launcher.orders))
+        world.launcher.lose(*launched(world)[-1])
+        running.settle("ftjob-1", FAILED)
+        assert world.launcher.forgotten == []
+        world.ready(("ftjob-1", {}, None))
+        train(world, running, 2)
+        running.settle("ftjob-1", SUCCEEDED)
+    assert world.launcher.forgotten == [launched(world)[0][0]]
+
+
 def test_being_asked_to_stop_is_no_death(tmp_path: Path) -> None:
     world = World(tmp_path, {"training_max_attempts": 1})
     world.ready(("ftjob-1", {}, None))
@@ -191,6 +258,25 @@ def test_a_job_that_is_cancelled_before_its_attempt_starts_launches_nothing(worl
         world.cancel("ftjob-1")
         running.until(lambda _: running.run().state == tr.RUN_STATE_CANCELLED)
     assert launched(world) == []
+
+
+def test_a_job_whose_dataset_never_comes_fails_with_what_to_do(tmp_path: Path) -> None:
+    world = World(tmp_path, {"training_dataset_wait_s": 600})
+    with world.started() as running:
+        world.submit("ftjob-1")
+        running.settle("ftjob-1", tr.JOB_STATE_VALIDATING_FILES)
+        world.clock.advance(590)
+        running.turn(3)
+        assert running.job("ftjob-1").state == tr.JOB_STATE_VALIDATING_FILES
+    world.clock.advance(9000)  # while nobody looks, nothing can come
+    with world.started() as running:
+        running.turn(3)
+        assert running.job("ftjob-1").state == tr.JOB_STATE_VALIDATING_FILES
+        world.clock.advance(601)
+        job = running.settle("ftjob-1", FAILED)
+    assert (job.error_code, job.error) == ("dataset_not_accepted", 'dataset "faq" was not accepted within 10 minutes')
+    assert "publish the dataset" in job.remedy
+    assert {step.name: step.state for step in job.steps}["validate"] == tr.STEP_STATE_FAILED
 
 
 def test_a_submitted_job_that_was_cancelled_stays_so_when_its_publication_comes(world: World) -> None:

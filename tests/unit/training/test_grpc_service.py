@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import orjson
@@ -14,11 +15,12 @@ import pytest
 from tests.unit.training.world import Running, World, export
 
 from shortstack.core.clock import SystemClock
-from shortstack.core.errors import Invalid, NotFound, ShortstackError
+from shortstack.core.errors import Conflict, Invalid, NotFound, ShortstackError, Transient
 from shortstack.core.grpc import GrpcServer, channel, error_from_rpc
 from shortstack.core.health import Health
 from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1 import training_pb2 as tr
+from shortstack.streams.broker import Outbound, Position
 from shortstack.training.grpc_service import TrainingServicer
 from shortstack.training.v1 import training_pb2 as pb
 from shortstack.training.v1.training_pb2_grpc import TrainingServiceStub, add_TrainingServiceServicer_to_server
@@ -74,6 +76,93 @@ def refused(call: Callable[[], Any]) -> ShortstackError:
     return error_from_rpc(caught.value)
 
 
+class _Watching:
+    """A call's context: active for as many looks as it is told."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def is_active(self) -> bool:
+        self.looks -= 1
+        return self.looks >= 0
+
+
+def impatient(world: World, running: Running) -> TrainingServicer:
+    """The API beside a controller that a test turns."""
+    producer = world.broker.producer()
+    return TrainingServicer(
+        running.controller, running.datasets, world.bases, producer, world.clock, world.config, opened_s=0.01
+    )
+
+
+def test_before_everything_is_read_nothing_is_said_to_be_missing(world: World) -> None:
+    world.submit("ftjob-1")
+    with world.started() as running:
+        servicer = impatient(world, running)
+        for ask in (
+            lambda: servicer.GetRun(pb.GetRunRequest(id="ftjob-1"), None),
+            lambda: servicer.ListRuns(pb.ListRunsRequest(), None),
+            lambda: servicer.ListEvents(pb.ListEventsRequest(id="ftjob-1"), None),
+            lambda: servicer.CancelRun(pb.CancelRunRequest(id="ftjob-1"), None),
+        ):
+            with pytest.raises(Transient, match="still reading"):
+                ask()
+        assert list(servicer.WatchRun(pb.WatchRunRequest(id="ftjob-1"), _Watching(3))) == []
+        running.turn()
+        assert servicer.GetRun(pb.GetRunRequest(id="ftjob-1"), None).job.job == "ftjob-1"
+        assert [r.job.job for r in servicer.ListRuns(pb.ListRunsRequest(), None).runs] == ["ftjob-1"]
+        assert any(
+            update.HasField("job") for update in servicer.WatchRun(pb.WatchRunRequest(id="ftjob-1"), _Watching(3))
+        )
+        with pytest.raises(NotFound):
+            servicer.GetRun(pb.GetRunRequest(id="ftjob-2"), None)
+
+
+def test_a_submit_answers_once_it_is_acknowledged_and_the_job_is_there_from_then_on(world: World) -> None:
+    asked = pb.SubmitRunRequest(job="ftjob-1", dataset="faq", request_json='{"train": {}, "deploy": {}}')
+    with world.started() as running:
+        servicer = impatient(world, running)
+        job = servicer.SubmitRun(asked, None).job
+        assert (job.job, job.owner, job.state) == ("ftjob-1", "default", tr.JOB_STATE_VALIDATING_FILES)
+        assert servicer.SubmitRun(asked, None).job == job
+        assert servicer.GetRun(pb.GetRunRequest(id="ftjob-1"), None).job == job
+        world.clock.advance(1)
+        running.turn()
+        assert [r.job.job for r in servicer.ListRuns(pb.ListRunsRequest(), None).runs] == ["ftjob-1"]
+        written = running.job("ftjob-1")
+        assert servicer.GetRun(pb.GetRunRequest(id="ftjob-1"), None).job == written
+        assert (written.created_at, written.request_json) == (job.created_at, job.request_json)
+        asked.owner = "eve"
+        with pytest.raises(Conflict):
+            servicer.SubmitRun(asked, None)
+
+
+def test_a_cancel_of_a_job_that_is_still_under_way_ends_it_when_it_comes(world: World) -> None:
+    """A submit whose answer was lost must not leave a job that nobody knows of."""
+    with world.started() as running:
+        servicer = impatient(world, running)
+        world.submit("ftjob-1")
+        with pytest.raises(Transient):
+            servicer.CancelRun(pb.CancelRunRequest(id="ftjob-1", owner="eve"), None)
+        with pytest.raises(Transient):
+            servicer.CancelRun(pb.CancelRunRequest(id="ftjob-1"), None)
+        running.settle("ftjob-1", tr.JOB_STATE_CANCELLED)
+
+
+def test_a_broker_that_acknowledges_nothing_is_no_error_of_the_service(world: World, running: Running) -> None:
+    class Silent:
+        def send(self, message: Outbound) -> Future[Position]:
+            future: Future[Position] = Future()
+            future.set_exception(TimeoutError())
+            return future
+
+    servicer = TrainingServicer(
+        running.controller, running.datasets, world.bases, cast(Any, Silent()), world.clock, world.config
+    )
+    with pytest.raises(Transient, match="did not acknowledge"):
+        servicer.SubmitRun(pb.SubmitRunRequest(job="ftjob-1", dataset="faq", request_json='{"train": {}}'), None)
+
+
 def test_a_submitted_job_exists_at_once_and_the_same_id_is_the_same_job(world: World, stub: Any) -> None:
     job = submit(stub, "ftjob-1")
     assert job.state == tr.JOB_STATE_VALIDATING_FILES
@@ -111,6 +200,20 @@ def test_what_would_fail_later_is_refused_at_submission(
     assert isinstance(error, Invalid)
     assert words in str(error)
     assert error.param == param
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused_at_submission(tmp_path: Path) -> None:
+    world = World(tmp_path, {"training_processes": 2})
+    asked = '{"train": {}, "openai": {"hyperparameters": {"batch_size": %d}}}'
+    with world.started() as running:
+        servicer = impatient(world, running)
+        with pytest.raises(Invalid, match="multiple of 2") as caught:
+            servicer.SubmitRun(pb.SubmitRunRequest(job="ftjob-1", dataset="faq", request_json=asked % 9), None)
+        assert caught.value.param == "hyperparameters.batch_size"
+        servicer.SubmitRun(pb.SubmitRunRequest(job="ftjob-1", dataset="faq", request_json=asked % 10), None)
+        world.ready()
+        running.until(lambda shown: any(name.startswith("run/") for name in shown))
+        assert running.run().batch_size == 10
 
 
 def test_a_job_is_watched_from_its_first_event_to_its_end(world: World, stub: Any) -> None:

@@ -231,6 +231,52 @@ def test_a_crash_between_job_and_order_is_mended_by_launching_again(stage: Stage
     assert len(stage.kubernetes.all("jobs")) == 1
 
 
+def test_a_contended_quota_is_no_job_that_is_there(stage: Stage) -> None:
+    words = 'Operation cannot be fulfilled on resourcequotas "quota": the object has been modified'
+    stage.kubernetes.refusals["jobs"] = (409, words, "Conflict")
+    launcher = stage.launcher()
+    with pytest.raises(Transient, match="cannot be fulfilled"):
+        launcher.launch(order())
+    assert stage.look(launcher).phase is AttemptPhase.ABSENT
+    stage.kubernetes.refusals.clear()
+    launcher.launch(order())
+    assert stage.look(launcher).phase is AttemptPhase.RUNNING
+
+
+def test_a_job_that_went_while_it_was_made_is_not_started(stage: Stage) -> None:
+    stage.kubernetes.refusals["jobs"] = (409, "already exists", "AlreadyExists")
+    launcher = stage.launcher()
+    with pytest.raises(Transient, match="taken a moment ago"):
+        launcher.launch(order())
+    assert stage.look(launcher).phase is AttemptPhase.ABSENT
+
+
+@pytest.mark.parametrize("reason", ["UnexpectedAdmissionError", "OutOfcpu"])
+def test_a_pod_that_its_node_rejects_never_began(stage: Stage, launcher: KubernetesLauncher, reason: str) -> None:
+    stage.kubernetes.end_pod(stage.pod, "Failed", reason=reason, message="the node has no room")
+    status = stage.look(launcher)
+    assert (status.phase, status.began) == (AttemptPhase.LOST, False)
+    assert f"{reason}: the node has no room" in status.message
+
+
+def test_a_trainer_that_cannot_be_started_never_began_and_nobody_waits_for_it(
+    stage: Stage, launcher: KubernetesLauncher
+) -> None:
+    stage.kubernetes.run(stage.pod)
+    stage.kubernetes.end_container(stage.pod, "trainer", 128, reason="StartError", message="exec: no such file")
+    status = stage.look(launcher)
+    assert (status.phase, status.began) == (AttemptPhase.LOST, False)
+    assert "exec: no such file" in status.message
+    assert stage.kubernetes.all("jobs") == []
+
+
+def test_a_trainer_that_ran_began(stage: Stage, launcher: KubernetesLauncher) -> None:
+    stage.kubernetes.run(stage.pod)
+    stage.kubernetes.end_container(stage.pod, "agent", 137, reason="OOMKilled")
+    status = stage.look(launcher)
+    assert (status.phase, status.began) == (AttemptPhase.LOST, True)
+
+
 def test_another_releases_job_of_that_name_is_not_adopted(stage: Stage) -> None:
     labels = {"app.kubernetes.io/instance": "other"}
     stage.kubernetes.add("jobs", JOB, metadata={"labels": labels}, spec={"template": {"metadata": {}, "spec": {}}})
@@ -296,6 +342,7 @@ def test_a_preparation_that_failed_without_a_word_is_lost_with_its_last_line(
     status = stage.look(launcher)
     assert status.phase is AttemptPhase.LOST
     assert status.message.endswith("error: object store: connection refused")
+    assert not status.began
 
 
 def test_a_trainer_killed_for_its_memory_is_told_so_once_the_kubelet_knows(

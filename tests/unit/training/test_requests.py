@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shortstack.core.errors import Invalid
@@ -18,10 +18,27 @@ AUTO = {"batch_size": "auto", "n_epochs": "auto", "learning_rate_multiplier": "a
 
 
 @given(st.integers(1, 10**6), st.integers(1, 256), st.integers(1, 8))
-def test_an_effective_batch_is_at_least_what_was_asked(records: int, batch: int, ranks: int) -> None:
-    found = auto_hyperparameters({"batch_size": batch}, {}, records=records, ranks=ranks)
-    effective = found["micro_batch_size"] * found["gradient_accumulation_steps"] * ranks
-    assert batch <= effective < batch + found["micro_batch_size"] * ranks
+@example(80, 20, 1)
+@example(80, 13, 1)
+@example(80, 8, 2)
+def test_an_effective_batch_is_what_was_asked_or_refused(records: int, batch: int, ranks: int) -> None:
+    asked = {"batch_size": batch}
+    if batch % ranks:
+        with pytest.raises(Invalid, match="multiple of") as caught:
+            auto_hyperparameters(asked, {}, records=records, ranks=ranks)
+        assert caught.value.param == "hyperparameters.batch_size"
+        return
+    found = auto_hyperparameters(asked, {}, records=records, ranks=ranks)
+    assert found["micro_batch_size"] * found["gradient_accumulation_steps"] * ranks == batch
+    assert 1 <= found["micro_batch_size"] <= 8
+
+
+@given(st.integers(1, 64))
+def test_an_auto_batch_is_eight_or_the_next_lower_number_that_can_be_shared_out(ranks: int) -> None:
+    found = auto_hyperparameters(AUTO, {}, records=80, ranks=ranks)
+    batch = found["micro_batch_size"] * found["gradient_accumulation_steps"] * ranks
+    assert batch % ranks == 0
+    assert 8 - ranks < batch <= max(8, ranks)
 
 
 @given(st.integers(1, 10**6))

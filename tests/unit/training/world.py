@@ -94,7 +94,9 @@ class World:
         header = orjson.dumps({name: {"dtype": "F32", "shape": shape} for name, shape in names.items()})
         (base / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
         self.bases = BaseModels({BASE: base}, {"gpt-4o-mini": BASE})
-        self.config = TrainingConfig(var=self.folder, storage_url="memory://", **self.settings)
+        # No pause between attempts, but where a test asks for one: the clock stands still unless told.
+        settings = {"training_back_off_s": 0, **self.settings}
+        self.config = TrainingConfig(var=self.folder, storage_url="memory://", **settings)
         self.datasets = StateWriter(self.broker, topics.DATASETS_STATE, ds.DatasetSnapshot, self.clock)
         self.datasets.open()
         self.models = StateWriter(self.broker, topics.MODELS_STATE, sv.ModelRecord, self.clock)

@@ -17,6 +17,8 @@ from shortstack.gateway.paging import page, page_limit
 __all__ = ["jobs_router"]
 
 _METADATA: Final = re.compile(r"metadata\[(.{1,64})\]")
+_IDEMPOTENCY: Final = "Idempotency-Key"
+_IDEMPOTENCY_MAX: Final = 255
 _LIMIT: Final = 20
 _LIMIT_MAX: Final = 100
 _CHECKPOINTS: Final = 10
@@ -35,7 +37,10 @@ class _Jobs:
 
     async def create(self, request: Request) -> dict[str, Any]:
         principal = await self._auth.principal(request, "datasets")
-        return await self._service.create(principal.owner, read_job(json_object(await request.body())))
+        wish, key = read_job(json_object(await request.body())), request.headers.get(_IDEMPOTENCY)
+        if key is not None and not 0 < len(key) <= _IDEMPOTENCY_MAX:
+            raise invalid(f"Invalid '{_IDEMPOTENCY}': 1 to {_IDEMPOTENCY_MAX} characters.", None, "invalid_value")
+        return await self._service.create(principal.owner, wish, key)
 
     async def listed(self, request: Request) -> dict[str, Any]:
         principal = await self._auth.principal(request, "datasets")

@@ -47,7 +47,7 @@ def job(snapshot: tr.JobSnapshot, run: tr.RunSnapshot | None) -> dict[str, Any]:
     request = _object(snapshot.request_json)
     openai = _dict(request.get("openai"))
     status = STATUSES[snapshot.state]
-    hyperparameters = _hyperparameters(_dict(openai.get("hyperparameters")), _config(run))
+    hyperparameters = _hyperparameters(_dict(openai.get("hyperparameters")), run)
     return {
         "object": "fine_tuning.job",
         "id": snapshot.job,
@@ -169,19 +169,20 @@ def _message(kind: str, payload: Mapping[str, Any]) -> str:
     return str(payload.get("message") or kind)
 
 
-def _hyperparameters(asked: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _hyperparameters(asked: Mapping[str, Any], run: tr.RunSnapshot | None) -> dict[str, Any]:
     """As resolved in the run's config, once it stands there; before that as asked for."""
-    shown = {name: asked.get(name, AUTO) for name in _HYPERPARAMETERS}
-    if not config:
+    shown, config = {name: asked.get(name, AUTO) for name in _HYPERPARAMETERS}, _config(run)
+    if run is None or not config:
         return shown
     resolved = {
         "n_epochs": round(config["num_epochs"]),
-        "batch_size": config["micro_batch_size"] * config["gradient_accumulation_steps"],
+        # A run of an earlier version does not say it, and had one rank or a batch that was asked for.
+        "batch_size": run.batch_size or config["micro_batch_size"] * config["gradient_accumulation_steps"],
         "learning_rate_multiplier": round(
             config["learning_rate"] / float(TrainConfig.model_fields["learning_rate"].default), 6
         ),
     }
-    # A number that was asked for stands as it was; over several ranks the accumulation alone does not show it.
+    # A number that was asked for stands as it was: the epochs are rounded here, and a rate has been multiplied.
     return {name: resolved[name] if shown[name] == AUTO else shown[name] for name in _HYPERPARAMETERS}
 
 

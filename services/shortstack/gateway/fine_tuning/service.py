@@ -11,7 +11,8 @@ from typing import Any, Final
 import grpc.aio
 import orjson
 
-from shortstack.core.errors import Conflict, Invalid, NotFound, ShortstackError
+from shortstack.core.digest import sha256_hex
+from shortstack.core.errors import Conflict, Invalid, NotFound, Poison, ShortstackError, Transient
 from shortstack.declarations.base_models import BaseModels
 from shortstack.gateway.errors import invalid
 from shortstack.gateway.files.store import FileStore, StoredFile
@@ -54,17 +55,22 @@ class JobService:
         self._bases = bases
         self._timeout_s = timeout_s
 
-    async def create(self, owner: str, wish: JobWish) -> dict[str, Any]:
+    async def create(self, owner: str, wish: JobWish, key: str | None = None) -> dict[str, Any]:
         """Opens a job, then publishes its file; the job exists from the first of the two on.
+
+        Args:
+            key: drawn by the client, the same for a repeat: the job's id follows from it. Without it nobody finds a
+                job whose creation did not come to its end, so that one is cancelled.
 
         Raises:
             ApiError: 400, the file is not there or not for fine-tuning.
             Invalid: an unknown base model.
+            Conflict: the key is that of another request.
             Transient: a service is away.
         """
         base = self._bases.get(wish.model).name
         file = await self._training_file(owner, wish.training_file)
-        number = secrets.token_hex(12)
+        number = secrets.token_hex(12) if key is None else sha256_hex(f"{owner}\n{key}".encode())[:24]
         job, dataset = f"ftjob-{number}", f"ft-{number}"
         train = {"base_model": base}
         deploy = {} if wish.suffix is None else {"suffix": wish.suffix}
@@ -75,9 +81,7 @@ class JobService:
             "metadata": dict(wish.metadata),
             "hyperparameters": dict(wish.hyperparameters),
         }
-        request = orjson.dumps({"train": train, "deploy": deploy, "openai": openai}).decode()
-        submit = training_pb2.SubmitRunRequest(owner=owner, job=job, dataset=dataset, request_json=request)
-        submitted = await call(self._training.SubmitRun, submit, self._timeout_s, "training")
+        request = {"train": train, "deploy": deploy, "openai": openai}
         publication = {
             "dataset": dataset,
             # As people upload them: chat JSONL, nothing to be guessed.
@@ -88,8 +92,27 @@ class JobService:
             "deploy": deploy,
             "job": job,
         }
-        await self._publish(owner, job, publication)
-        return mapping.job(submitted.job, None)
+        try:
+            opened = await self._submit(owner, job, dataset, request)
+            if opened.publication or opened.state != tr.JOB_STATE_VALIDATING_FILES:  # the repeat of one that went well
+                return await self.get(owner, job)
+            await self._publish(owner, publication)
+        except Transient:
+            if key is None:
+                await self._withdraw(owner, job)
+            raise
+        return mapping.job(opened, None)
+
+    async def _submit(self, owner: str, job: str, dataset: str, request: Mapping[str, Any]) -> tr.JobSnapshot:
+        text = orjson.dumps(request).decode()
+        submit = training_pb2.SubmitRunRequest(owner=owner, job=job, dataset=dataset, request_json=text)
+        opened = (await call(self._training.SubmitRun, submit, self._timeout_s, "training")).job
+        if orjson.loads(opened.request_json) != orjson.loads(text):
+            raise Conflict(
+                f"this Idempotency-Key is that of job {job}, which was created with another request",
+                remedy="Send another key with another request.",
+            )
+        return opened
 
     async def _training_file(self, owner: str, file_id: str) -> StoredFile:
         try:
@@ -104,16 +127,21 @@ class JobService:
             )
         return file
 
-    async def _publish(self, owner: str, job: str, publication: Mapping[str, Any]) -> None:
+    async def _publish(self, owner: str, publication: Mapping[str, Any]) -> None:
         request = ingestion_pb2.PublishDatasetRequest(owner=owner, request_json=orjson.dumps(publication))
         try:
             await call(self._ingestion.PublishDataset, request, self._timeout_s, "ingestion")
-        except ShortstackError:
-            # Without its dataset the job would wait for ever. That the cancel fails too must not hide the reason.
-            with contextlib.suppress(ShortstackError):
-                cancel = training_pb2.CancelRunRequest(owner=owner, id=job)
-                await call(self._training.CancelRun, cancel, self._timeout_s, "training")
+        except Poison:
+            # A repeat fails alike. Without its dataset the job would wait until training gives it up.
+            await self._withdraw(owner, str(publication["job"]))
             raise
+
+    async def _withdraw(self, owner: str, job: str) -> None:
+        """Cancels a job, whether or not it was opened. That this fails too must not hide why: training gives a job
+        without a dataset up by itself, later."""
+        cancel = training_pb2.CancelRunRequest(owner=owner, id=job)
+        with contextlib.suppress(ShortstackError):
+            await call(self._training.CancelRun, cancel, self._timeout_s, "training")
 
     async def get(self, owner: str, job: str) -> dict[str, Any]:
         """One job.

@@ -297,6 +297,10 @@ class RunSnapshot(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     DEATHS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    UNSTARTED_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     attempt: _builtins.int
     owner: _builtins.str
@@ -317,9 +321,17 @@ class RunSnapshot(_message.Message):
     error: _builtins.str
     remedy: _builtins.str
     deaths: _builtins.int
-    """Attempts that died since the run was asked for (anew); one that was asked to stop is not among them."""
+    """Attempts that died since the run was asked for (anew), or since its newest checkpoint; one that was asked to stop,
+    or whose trainer never began, is not among them.
+    """
     message: _builtins.str
     """What it waits for, in the cluster's words, and what to do; empty when it waits for nothing."""
+    checkpoint_step: _builtins.int
+    """Step of the newest checkpoint that was told of."""
+    unstarted: _builtins.int
+    """Attempts in a row whose trainer never began: a node that rejected the pod, an object store that was away."""
+    batch_size: _builtins.int
+    """Records of one optimizer step, over all ranks."""
     @_builtins.property
     def export(self) -> Global___Export: ...
     @_builtins.property
@@ -330,6 +342,10 @@ class RunSnapshot(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def not_before(self) -> _timestamp_pb2.Timestamp:
+        """The attempt is not started before."""
+
     def __init__(
         self,
         *,
@@ -358,10 +374,14 @@ class RunSnapshot(_message.Message):
         jobs: _abc.Iterable[_builtins.str] | None = ...,
         deaths: _builtins.int = ...,
         message: _builtins.str = ...,
+        checkpoint_step: _builtins.int = ...,
+        unstarted: _builtins.int = ...,
+        not_before: _timestamp_pb2.Timestamp | None = ...,
+        batch_size: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "export", b"export", "finished_at", b"finished_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "export", b"export", "finished_at", b"finished_at", "not_before", b"not_before", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "config_json", b"config_json", "created_at", b"created_at", "dataset", b"dataset", "deaths", b"deaths", "error", b"error", "eta_seconds", b"eta_seconds", "export", b"export", "finished_at", b"finished_at", "jobs", b"jobs", "loss", b"loss", "max_steps", b"max_steps", "message", b"message", "owner", b"owner", "publication", b"publication", "remedy", b"remedy", "run", b"run", "run_dir", b"run_dir", "state", b"state", "step", b"step", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "batch_size", b"batch_size", "checkpoint_step", b"checkpoint_step", "config_json", b"config_json", "created_at", b"created_at", "dataset", b"dataset", "deaths", b"deaths", "error", b"error", "eta_seconds", b"eta_seconds", "export", b"export", "finished_at", b"finished_at", "jobs", b"jobs", "loss", b"loss", "max_steps", b"max_steps", "message", b"message", "not_before", b"not_before", "owner", b"owner", "publication", b"publication", "remedy", b"remedy", "run", b"run", "run_dir", b"run_dir", "state", b"state", "step", b"step", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second", "unstarted", b"unstarted", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
