@@ -43,8 +43,8 @@ __all__ = ["add_to"]
 
 _EXAMPLE: Final = "persona"
 _SAMPLE_S: Final = 1.0
-_JOB_S: Final = 60.0
-_ROUTE_S: Final = 120.0
+_NEWS_S: Final = 120.0
+"""What one service has done, another hears of in well under a second; on a machine that does much else, later."""
 _POLL_S: Final = 0.2
 
 
@@ -135,24 +135,24 @@ def _run(settings: LocalSettings, connection: Connection, folder: Path, started:
 
 def _await_base(connection: Connection) -> tuple[str, set[str]]:
     """The base model's name, and the aliases there are; serving finds the base a moment after its start."""
-    deadline = time.monotonic() + _ROUTE_S
+    deadline = time.monotonic() + _NEWS_S
     while time.monotonic() < deadline:
         found = connection.serving.ListModels(srv.ListModelsRequest(owner=connection.owner), timeout=30)
         bases = [model.name for model in found.models if not model.owner]
         if bases:
             return bases[0], {alias.alias for alias in found.aliases}
         time.sleep(_POLL_S)
-    raise Transient(f"serving knows no base model after {_ROUTE_S:.0f} s", remedy="See the log of serving.")
+    raise Transient(f"serving knows no base model after {_NEWS_S:.0f} s", remedy="See the log of serving.")
 
 
 def _await_model(api: openai.OpenAI, name: str) -> None:
     """The gateway hears of routes a moment after serving has found the model on its server."""
-    deadline = time.monotonic() + _ROUTE_S
+    deadline = time.monotonic() + _NEWS_S
     while time.monotonic() < deadline:
         if any(model.id == name for model in api.models.list()):
             return
         time.sleep(_POLL_S)
-    raise Transient(f"the gateway has no route to {name} after {_ROUTE_S:.0f} s", remedy="See the log of serving.")
+    raise Transient(f"the gateway has no route to {name} after {_NEWS_S:.0f} s", remedy="See the log of serving.")
 
 
 def _publish(connection: Connection, folder: Path, publication: dict[str, Any]) -> ds.DatasetSnapshot:
@@ -187,7 +187,7 @@ def _train(connection: Connection, snapshot: ds.DatasetSnapshot) -> tuple[tr.Job
 
 def _await_job(connection: Connection, job: str) -> None:
     """Training reads the dataset's snapshot a moment after it is written."""
-    deadline = time.monotonic() + _JOB_S
+    deadline = time.monotonic() + _NEWS_S
     while time.monotonic() < deadline:
         answer = connection.training.ListRuns(pb.ListRunsRequest(owner=connection.owner, limit=1000), timeout=30)
         if any(found.job.job == job for found in answer.runs):
