@@ -14,10 +14,9 @@ from typing import Final
 import orjson
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from shortstack.core.errors import Conflict, Invalid, NotFound, did_you_mean
-from shortstack.declarations.deploy import DeployWish
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
+from shortstack.serving.known import Known
 from shortstack.serving.rollout import RolledOut
 
 __all__ = ["ModelBook", "in_order", "stamp"]
@@ -63,6 +62,7 @@ class ModelBook:
         self._keep_superseded = keep_superseded
         self.models: dict[str, sv.ModelSnapshot] = {}
         self.aliases: dict[str, sv.AliasSnapshot] = {}
+        self.known = Known(self.models, self.aliases)
         self.dirty: set[str] = set()
         # Aliases that move to a model once it is served: model → (alias, when it was requested, job).
         self._moves: dict[str, dict[str, tuple[datetime, str]]] = {}
@@ -259,7 +259,15 @@ class ModelBook:
     def traffic(
         self, owner: str, alias: str, weights: Sequence[sv.Weight], requested_at: datetime, now: datetime
     ) -> None:
-        """Sets an alias by hand."""
+        """Sets an alias by hand, unless a newer request has: one that is read again after a start changes nothing.
+
+        Raises:
+            Invalid, NotFound, Conflict: it may not be set so now, whatever was so when it was asked for.
+        """
+        known = self.aliases.get(alias)
+        if known is not None and known.requested_at.ToDatetime(tzinfo=UTC) >= requested_at:
+            return
+        self.known.check_weights(owner, alias, weights)
         self._set_alias(alias, owner, weights, requested_at, "", now)
 
     def _set_alias(
@@ -332,12 +340,17 @@ class ModelBook:
     # What is asked by hand.
 
     def withdraw(self, name: str, requested_at: datetime, now: datetime) -> bool:
-        """Takes a model out of traffic; whether it was in it. An older request than its last change is stale."""
+        """Takes a model out of traffic; whether it was in it. An older request than its last change is stale.
+
+        Raises:
+            Conflict: an alias leads to it.
+        """
         model = self.models.get(name)
         if model is None or not model.export.digest or model.state == sv.MODEL_STATE_WITHDRAWN:
             return False
         if requested_at < _milliseconds(model.updated_at.ToDatetime(tzinfo=UTC)):
             return False
+        self.known.check_unused(name)
         model.state, model.message = sv.MODEL_STATE_WITHDRAWN, "withdrawn"
         self._touch(model, now)
         return True
@@ -347,37 +360,6 @@ class ModelBook:
         over = [m for m in self.models.values() if m.state in _OVER and m.export.digest]
         refused = sv.MODEL_STATE_REFUSED
         return [m for m in over if m.state == refused or m.updated_at.ToDatetime(tzinfo=UTC) <= drained]
-
-    # Checks at the edge.
-
-    def require(self, owner: str, name: str) -> sv.ModelSnapshot:
-        """The owner's model of that name, or a base.
-
-        Raises:
-            NotFound: there is none; names the nearest.
-        """
-        model = self.models.get(name)
-        if model is None or (model.owner and model.owner != owner):
-            mine = [m.name for m in self.models.values() if m.owner in ("", owner)]
-            raise NotFound(f'no model "{name}"', remedy=did_you_mean(name, mine), param="model")
-        return model
-
-    def check_weights(self, owner: str, alias: str, weights: Sequence[sv.Weight]) -> None:
-        """Raises Invalid, NotFound or Conflict unless the alias may be set so."""
-        DeployWish.parse({"alias": alias}, where="alias")
-        if not weights or sum(weight.weight for weight in weights) != 100:
-            raise Invalid("weights must add up to 100", where=f"alias {alias}", param="weights")
-        known = self.aliases.get(alias)
-        if known is not None and known.owner != owner:
-            raise Conflict(f'alias "{alias}" belongs to another owner', param="alias")
-        for weight in weights:
-            model = self.require(owner, weight.model)
-            if model.state != sv.MODEL_STATE_SERVED:
-                raise Conflict(
-                    f'model "{weight.model}" is not served',
-                    where=f"alias {alias}",
-                    remedy="See where it is with: shortstack models list",
-                )
 
     def _touch(self, model: sv.ModelSnapshot, now: datetime) -> None:
         stamp(model.updated_at, now)

@@ -170,12 +170,14 @@ class ServingController:
         return jobs, {r.run.run: r.run for r in records if r.WhichOneof("record") == "run"}
 
     def _read(self, reader: Reader) -> None:
+        assert self._aside is not None
         for delivery in reader.poll(self._poll_s):
+            if self._aside.holds(delivery):
+                continue  # what was refused when it came is not done at a later start
             try:
                 self._request(orjson.loads(delivery.value or b"{}"), delivery)
             except (Poison, ValueError, KeyError, TypeError) as error:
-                if self._aside is not None:
-                    self._aside.put(delivery, error)
+                self._aside.put(delivery, error)
 
     def _request(self, request: Mapping[str, Any], delivery: Delivery) -> None:
         kinds = {"deploy": self._deploy, "traffic": self._traffic, "withdraw": self._withdraw}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import grpc
 import orjson
 
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Conflict, NotFound
+from shortstack.core.errors import Conflict, NotFound, Transient
 from shortstack.core.identity import DEFAULT_OWNER, model_name
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
-from shortstack.serving.book import ModelBook, in_order
+from shortstack.serving.book import in_order
 from shortstack.serving.controller import ServingController
+from shortstack.serving.known import Known
 from shortstack.serving.v1 import serving_pb2 as pb
 from shortstack.serving.v1.serving_pb2_grpc import ServingServiceServicer
 from shortstack.streams import topics
@@ -38,9 +39,16 @@ class ServingServicer(ServingServiceServicer):
     """
 
     def __init__(
-        self, controller: ServingController, producer: Producer, clock: Clock, *, start_s: float = _START_S
+        self,
+        controller: ServingController,
+        producer: Producer,
+        clock: Clock,
+        *,
+        start_s: float = _START_S,
+        effect_s: float = _EFFECT_S,
     ) -> None:
-        self._controller, self._producer, self._clock, self._start_s = controller, producer, clock, start_s
+        self._controller, self._producer, self._clock = controller, producer, clock
+        self._start_s, self._effect_s = start_s, effect_s
 
     def DeployModel(self, request: pb.DeployModelRequest, context: grpc.ServicerContext) -> pb.DeployModelResponse:
         """Serves the model of a run that succeeded; answers as soon as it is known under its name."""
@@ -54,16 +62,16 @@ class ServingServicer(ServingServiceServicer):
         name = model_name(run.base_model, owner, request.suffix or "model", run.export.digest)
         message = {"kind": "deploy", "owner": owner, "run": run.run, "model": name, "alias": request.alias}
         self._send(name, message)
-        self._controller.wait(lambda shown: f"model/{name}" in shown, _EFFECT_S)
-        return pb.DeployModelResponse(model=self._book().require(owner, name))
+        self._effective(lambda shown: f"model/{name}" in shown, f'model "{name}"')
+        return pb.DeployModelResponse(model=self._known().require(owner, name))
 
     def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
         """The owner's models and aliases, and the bases."""
         owner = request.owner or DEFAULT_OWNER
-        book = self._book()
+        known = self._known()
         return pb.ListModelsResponse(
-            models=[m for _, m in sorted(book.models.items()) if m.owner in ("", owner)],
-            aliases=[a for _, a in sorted(book.aliases.items()) if a.owner == owner],
+            models=[m for _, m in sorted(known.models.items()) if m.owner in ("", owner)],
+            aliases=[a for _, a in sorted(known.aliases.items()) if a.owner == owner],
         )
 
     def WatchModels(
@@ -87,11 +95,14 @@ class ServingServicer(ServingServiceServicer):
     def SetTraffic(self, request: pb.SetTrafficRequest, context: grpc.ServicerContext) -> pb.SetTrafficResponse:
         """Moves an alias: weights over served models, 100 in all."""
         owner = request.owner or DEFAULT_OWNER
-        self._book().check_weights(owner, request.alias, request.weights)
+        self._known().check_weights(owner, request.alias, request.weights)
         weights = [{"model": w.model, "weight": w.weight} for w in request.weights]
         self._send(request.alias, {"kind": "traffic", "owner": owner, "alias": request.alias, "weights": weights})
         key, wanted = f"alias/{request.alias}", list(request.weights)
-        self._controller.wait(lambda shown: key in shown and list(shown[key].alias.weights) == wanted, _EFFECT_S)
+        self._effective(
+            lambda shown: key in shown and list(shown[key].alias.weights) == wanted,
+            f'the move of alias "{request.alias}"',
+        )
         return pb.SetTrafficResponse(alias=self._controller.shown()[key].alias)
 
     def WithdrawModel(
@@ -99,26 +110,31 @@ class ServingServicer(ServingServiceServicer):
     ) -> pb.WithdrawModelResponse:
         """Takes a model out of traffic, unless an alias sends traffic to it."""
         owner = request.owner or DEFAULT_OWNER
-        book = self._book()
-        model = book.require(owner, request.model)
+        known = self._known()
+        model = known.require(owner, request.model)
         if not model.owner:
             raise Conflict(f'"{request.model}" is a base model', remedy="Take it out of SHORTSTACK_BASE_MODELS.")
-        using = [a.alias for a in book.aliases.values() if any(w.model == model.name for w in a.weights)]
-        if using:
-            raise Conflict(
-                f'alias {", ".join(sorted(using))} sends traffic to "{model.name}"',
-                remedy="Move it to another model first: shortstack models traffic ALIAS MODEL=100",
-            )
+        known.check_unused(model.name)
         self._send(model.name, {"kind": "withdraw", "owner": owner, "model": model.name})
         key = f"model/{model.name}"
-        self._controller.wait(lambda shown: shown[key].model.state == sv.MODEL_STATE_WITHDRAWN, _EFFECT_S)
+        self._effective(lambda shown: shown[key].model.state == sv.MODEL_STATE_WITHDRAWN, "the withdrawal")
         return pb.WithdrawModelResponse(model=self._controller.shown()[key].model)
 
-    def _book(self) -> ModelBook:
+    def _known(self) -> Known:
         self._controller.require_turned(self._start_s)
-        book = ModelBook()
-        book.restore(self._controller.shown().values())
-        return book
+        return Known.of(self._controller.shown().values())
+
+    def _effective(self, met: Callable[[Mapping[str, sv.ModelRecord]], bool], what: str) -> None:
+        """Waits until a request that was sent shows.
+
+        Raises:
+            Transient: it does not in time. It may yet, or was refused for what has changed since it was checked.
+        """
+        if not self._controller.wait(met, self._effect_s):
+            raise Transient(
+                f"{what} was asked for and does not show after {self._effect_s:.0f} s",
+                remedy="See: shortstack models list. If it is not there, try again.",
+            )
 
     def _send(self, key: str, message: Mapping[str, Any]) -> None:
         type_ = f"shortstack.model.{message['kind']}"

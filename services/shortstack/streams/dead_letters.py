@@ -12,7 +12,7 @@ from shortstack.streams.broker import Delivery, Outbound
 from shortstack.streams.envelope import outbound
 from shortstack.streams.topics import TOPICS, Topic, dead_letters
 
-__all__ = ["HEADERS", "DeadLetterLimit", "dead_letter"]
+__all__ = ["HEADERS", "DeadLetterLimit", "dead_letter", "letter_id"]
 
 HEADERS: Final = (
     "dlq-topic",
@@ -53,12 +53,17 @@ def dead_letter(delivery: Delivery, error: Poison, attempts: int, *, group: str,
         type="shortstack.dead-letter",
         source=group,
         clock=clock,
-        id=f"{origin}.{delivery.partition.number}.{delivery.offset}",
+        id=letter_id(delivery),
         extra=dict(zip(HEADERS, reasons, strict=True)),
     )
     ours = {name for name, _ in made.headers}
     theirs = tuple((f"dlq-original-{name}" if name in ours else name, value) for name, value in delivery.headers)
     return Outbound(topic.name, delivery.key or b"", delivery.value, made.headers + theirs)
+
+
+def letter_id(delivery: Delivery) -> str:
+    """Id of the dead letter of a message: where the message stood."""
+    return f"{delivery.partition.topic}.{delivery.partition.number}.{delivery.offset}"
 
 
 def _undeclared(name: str) -> Topic:

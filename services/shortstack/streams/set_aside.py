@@ -6,7 +6,7 @@ from shortstack.core.clock import Clock
 from shortstack.core.errors import Poison
 from shortstack.core.telemetry import Telemetry
 from shortstack.streams.broker import Broker, Delivery, Producer
-from shortstack.streams.dead_letters import dead_letter
+from shortstack.streams.dead_letters import dead_letter, letter_id
 from shortstack.streams.envelope import header
 from shortstack.streams.topics import Topic, dead_letters
 
@@ -33,6 +33,10 @@ class SetAside:
                 self._known |= {header(letter, "ce_id") for letter in reader.poll(_POLL_S)}
         finally:
             reader.close()
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether a message has been set aside, now or before this start."""
+        return letter_id(delivery) in self._known
 
     def put(self, delivery: Delivery, error: Exception) -> None:
         """Sets a message aside and goes on; the log has it every time."""

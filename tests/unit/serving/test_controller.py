@@ -124,15 +124,13 @@ def test_a_rollback_by_hand_is_a_newer_request_and_survives_a_restart(world: Wor
 
 
 def test_an_alias_of_another_owner_stays_and_the_model_says_so(world: World) -> None:
-    first = world.trained("ftjob-1", "a")
     with world.started() as running:
-        running.settle(first, SERVED)
-        weights = [{"model": first, "weight": 100}]
-        world.request(kind="traffic", owner="other", alias="faq@prod", weights=weights)
-        running.until(lambda: running.weights("faq@prod") == {first: 100})
+        running.settle(BASE, SERVED)
+        world.request(kind="traffic", owner="other", alias="faq@prod", weights=[{"model": BASE, "weight": 100}])
+        running.until(lambda: running.weights("faq@prod") == {BASE: 100})
         second = world.trained("ftjob-2", "b", alias="faq@prod")
         assert "belongs to another owner" in running.settle(second, SERVED).message
-        assert running.weights("faq@prod") == {first: 100}
+        assert running.weights("faq@prod") == {BASE: 100}
 
 
 def test_a_server_that_is_away_is_tried_again(world: World) -> None:
