@@ -7,7 +7,7 @@ request that finishes later leaves it, a rollback is a newer request.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -25,6 +25,7 @@ _JOB_OVER: Final = frozenset({tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED})
 _OVER: Final = frozenset({sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN})
 _TROUBLE: Final = "its server does not answer: "
 _BEHIND: Final = "still served by the server of the earlier template: "
+_NO_BASE: Final = "it is no longer among the base models (baseModels of the values, SHORTSTACK_BASE_MODELS)"
 _OPEN: Final = frozenset({sv.MODEL_STATE_LOADING, sv.MODEL_STATE_PROVING})
 _MISSES: Final = 3
 """Looks that fail one after the other until a base loses its route: one alone says that its server is busy."""
@@ -107,6 +108,14 @@ class ModelBook:
         if endpoint is not None:
             model.endpoint.CopyFrom(endpoint)
         self._touch(model, now)
+
+    def keep_bases(self, configured: Collection[str], now: datetime) -> None:
+        """Withdraws bases that are no longer among those configured; `base` brings one back that is again."""
+        for model in self.models.values():
+            gone = not model.export.digest and model.name not in configured
+            if gone and model.state != sv.MODEL_STATE_WITHDRAWN:
+                model.state, model.message = sv.MODEL_STATE_WITHDRAWN, _NO_BASE
+                self._touch(model, now)
 
     def follow(self, jobs: Mapping[str, tr.JobSnapshot], runs: Mapping[str, tr.RunSnapshot], now: datetime) -> None:
         """Opens the models that jobs wish to have served, and drops the wishes of jobs that ended without."""

@@ -206,6 +206,7 @@ class ServingController:
         away = self._making_way(coming)
         served = [model for model in book.served() if model.name not in away]
         now, drain = self._clock.now(), timedelta(seconds=self._config.serving_drain_s)
+        book.keep_bases(self._bases.keys(), now)
         for name in self._bases.keys() - book.models.keys():
             book.base(name, None, now, "its server is being looked for")
         needed = {model.export.digest for model in [*book.served(), *coming]}  # others' names for the same files

@@ -153,47 +153,6 @@ def test_an_inference_server_that_was_started_anew_is_given_its_models_again(wor
     assert world.rollout.rolled_out == ["a" * 64]
 
 
-def test_models_follow_their_server_to_another_address_and_nothing_is_announced_again(world: World) -> None:
-    model = world.trained("ftjob-1", "a")
-    with world.started() as running:
-        running.settle(model, SERVED)
-        running.settle(BASE, SERVED)
-    before = len(world.messages(topics.MODELS_DEPLOYED))
-    world.rollout.url, world.rollout.base_fails = "http://elsewhere", NotReady("it is loading")
-    with world.started() as again:
-        again.until(lambda: again.controller.shown()[f"model/{BASE}"].model.state == sv.MODEL_STATE_LOADING)
-        world.rollout.base_fails = None
-        again.until(lambda: again.controller.shown()[f"model/{model}"].model.endpoint.url == "http://elsewhere")
-        assert again.settle(BASE, SERVED).endpoint.url == "http://elsewhere"
-    assert world.rollout.rolled_out == ["a" * 64]
-    assert len(world.messages(topics.MODELS_DEPLOYED)) == before
-
-
-def test_bases_are_served_while_their_server_is_up(world: World) -> None:
-    with world.started() as running:
-        running.settle(BASE, SERVED)
-        world.rollout.base_fails = NotReady("it is loading")
-        world.clock.advance(2)
-        assert "loading" in running.settle(BASE, LOADING).message
-        world.rollout.base_fails = None
-        world.clock.advance(2)
-        running.settle(BASE, SERVED)
-
-
-def test_a_base_that_is_missed_once_keeps_its_route(world: World) -> None:
-    with world.started() as running:
-        for _ in range(4):  # never twice in a row
-            running.settle(BASE, SERVED)
-            looks, world.rollout.base_fails_once = world.rollout.base_looks, NotReady("the server is busy")
-            running.until(lambda looks=looks: world.rollout.base_looks > looks + 2)
-        running.turn(3)
-    written = [record.model for key, record in world.states() if key == f"model/{BASE}"]
-    states = [model.state for model in written]
-    assert set(states[states.index(SERVED) :]) == {SERVED}
-    assert any("the server is busy" in model.message for model in written)
-    assert written[-1].message == ""
-
-
 def test_a_controller_that_died_after_a_rollout_serves_the_model_once(world: World) -> None:
     model = world.trained("ftjob-1", "a", alias="faq@prod")
     with world.started() as running:
@@ -401,16 +360,6 @@ def test_a_served_model_whose_server_is_lost_says_why_and_keeps_its_route(world:
         world.rollout.troubled = set()
         running.until(lambda: running.controller.shown()[f"model/{model}"].model.message == before)
     assert "no measurable change" in before
-
-
-def test_a_base_that_cannot_be_looked_at_keeps_its_route(world: World) -> None:
-    with world.started() as running:
-        running.settle(BASE, SERVED)
-        world.rollout.base_fails = Transient("the API server does not answer")
-        running.turn(20)
-        assert running.controller.shown()[f"model/{BASE}"].model.state == SERVED
-        world.rollout.base_fails = NotReady("pod server-1 cannot be scheduled: no room")
-        assert "no room" in running.settle(BASE, LOADING).message
 
 
 def test_where_servers_cannot_be_looked_after_at_all_the_service_ends(world: World) -> None:
