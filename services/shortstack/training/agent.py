@@ -8,6 +8,7 @@ their file until it is back.
 from __future__ import annotations
 
 import fcntl
+import math
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from shortstack.core.clock import SystemClock
+from shortstack.core.clock import Clock, SystemClock
 from shortstack.core.errors import ShortstackError
 from shortstack.core.telemetry import Telemetry
 from shortstack.storage.blobs import BlobStore
@@ -24,6 +25,7 @@ from shortstack.streams.kafka import KafkaBroker
 from shortstack.training.attempt import Attempt, refusal
 from shortstack.training.config import TrainingConfig
 from shortstack.training.launcher import AttemptOrder
+from shortstack.training.pod.objects import Log, patiently
 from shortstack.training.processes import AttemptPaths, attempt_paths
 from shortstack.training.shipper import EventShipper, shipping
 from shortstack.training.torchrun import Torchrun
@@ -34,20 +36,39 @@ __all__ = ["main"]
 _LOCK_S: Final = 5.0
 
 
-def _work(attempt: Attempt, paths: AttemptPaths, trainer: Torchrun) -> int:
+def _work(attempt: Attempt, paths: AttemptPaths, trainer: Torchrun, clock: Clock, log: Log) -> int:
     """Fetches, trains, exports, and says how it ended; the exit status."""
     try:
         attempt.fetch()
         status = 0 if trainer.stopping.is_set() else trainer.run()
         if status == 0 and not trainer.stopping.is_set():
-            write_json(paths.result, {"exit_code": 0, "export": attempt.export()})
+            # Without end: what took hours is not thrown away because the object store is. SIGTERM ends it.
+            export = patiently(
+                attempt.export,
+                clock,
+                log,
+                "store the export",
+                patience_s=math.inf,
+                stopping=trainer.stopping,
+                tell=lambda words: _tell_waiting(attempt, words, clock, log),
+            )
+            write_json(paths.result, {"exit_code": 0, "export": export})
             return 0
     except ShortstackError as error:
-        write_json(paths.result, refusal(error))
-        return 1
+        if not trainer.stopping.is_set():
+            write_json(paths.result, refusal(error))
+            return 1
+        status = None
     word = attempt.failure(status, stopping=trainer.stopping.is_set(), log=paths.log.name)
     write_json(paths.result, word)
     return int(word["exit_code"])
+
+
+def _tell_waiting(attempt: Attempt, words: str, clock: Clock, log: Log) -> None:
+    try:
+        attempt.tell_waiting(words, clock.now())
+    except OSError as error:  # it goes on waiting, only nobody is told
+        log.warning("cannot say what is waited for", waits=words, error=str(error))
 
 
 def _take(lock: BinaryIO) -> bool:
@@ -80,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
             place, events = paths.folder / "events.shipped", paths.folder / "events.jsonl"
             shipper = EventShipper(events, order.run, broker.producer, place, clock, telemetry.log)
             with shipping(shipper, trainer.stopping, clock):
-                return _work(attempt, paths, trainer)
+                return _work(attempt, paths, trainer, clock, telemetry.log)
 
 
 if __name__ == "__main__":

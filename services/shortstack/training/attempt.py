@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from shortstack.core.errors import Poison, ShortstackError
 from shortstack.core.failpoints import failpoint
 from shortstack.storage.blobs import BlobStore
 from shortstack.training.launcher import STOPPED, AttemptOrder
-from shortstack.training.trainer.events import read_lines
+from shortstack.training.trainer.events import EventLog, read_lines
 from shortstack.training.trainer.files import write_json
 
 __all__ = ["DIED", "Attempt", "refusal"]
@@ -95,6 +96,15 @@ class Attempt:
             "base_digest": self.order.plan["base_model"]["digest"],
             "prompt_format": manifest["prompt_format"],
         }
+
+    def tell_waiting(self, words: str, at: datetime) -> None:
+        """Adds to the events of a trainer that is over what its end waits for; "" for nothing any more.
+
+        Raises:
+            OSError: the disk is full, for example.
+        """
+        with EventLog(self.folder / "events.jsonl", self.order.attempt, at.timestamp) as events:
+            events.write("waiting", waits=words, message=words or "It waits no longer, and goes on.")
 
     def failure(self, status: int | None, *, stopping: bool, log: str) -> dict[str, Any]:
         """The last word on an attempt without an export, in the trainer's own words if it had time for any.

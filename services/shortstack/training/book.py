@@ -261,7 +261,8 @@ class JobBook:
             tr.RUN_STATE_FAILED: tr.STEP_STATE_FAILED,
             tr.RUN_STATE_CANCELLED: tr.STEP_STATE_CANCELLED,
         }.get(run.state, tr.STEP_STATE_DONE)
-        words = run.message or (f"loss {run.loss:.3f}" if run.step else "")
+        exporting = run.state == tr.RUN_STATE_EXPORTING
+        words = (not exporting and run.message) or (f"loss {run.loss:.3f}" if run.step else "")
         self._step(job, "train", training, words, run.step, run.max_steps, "steps")
         if run.state in (tr.RUN_STATE_QUEUED, tr.RUN_STATE_WAITING):
             return
@@ -271,8 +272,8 @@ class JobBook:
         if run.tokens and job.trained_tokens != run.tokens:
             job.trained_tokens = run.tokens
             self.dirty.add(f"job/{job.job}")
-        if run.state == tr.RUN_STATE_EXPORTING:
-            self._step(job, "export", tr.STEP_STATE_RUNNING)
+        if exporting:
+            self._step(job, "export", tr.STEP_STATE_RUNNING, run.message)
         elif run.state == tr.RUN_STATE_SUCCEEDED:
             self._step(job, "export", tr.STEP_STATE_DONE)
         elif run.state == tr.RUN_STATE_FAILED:

@@ -215,6 +215,8 @@ class TrainingController:
             run.tokens = payload.get("tokens") or run.tokens
             self._telemetry.metrics.train_steps.inc()
             self._follower.move(run, tr.RUN_STATE_EXPORTING if run.step == run.max_steps else tr.RUN_STATE_RUNNING)
+        elif event.type == "waiting":
+            self._follower.told(run, payload["waits"])
         elif event.type == "checkpoint" and payload["step"] > run.checkpoint_step:
             # It came further than ever: what died before it is forgiven. Dying again and again before it is not.
             run.checkpoint_step, run.deaths = payload["step"], 0

@@ -47,6 +47,7 @@ class RunFollower:
     ) -> None:
         self._book, self._launcher, self._config = book, launcher, config
         self._telemetry, self._clock = telemetry, clock
+        self._agents: dict[tuple[str, int], str] = {}
         self._order, self._written, self._tell_event = order, written, tell
 
     def follow(self) -> None:
@@ -81,9 +82,16 @@ class RunFollower:
             case AttemptPhase.SUCCEEDED:
                 self._succeed(run, status)
             case AttemptPhase.FAILED | AttemptPhase.LOST:
+                self._agents.pop((run.run, run.attempt), None)
                 self._broke_off(run, status)
-            case AttemptPhase.RUNNING:
+            case AttemptPhase.RUNNING if status.waiting or run.state == tr.RUN_STATE_WAITING:
                 self._show_waiting(run, status.waiting)
+            case AttemptPhase.RUNNING:
+                self._note(run, self._agents.get((run.run, run.attempt), ""))
+
+    def told(self, run: tr.RunSnapshot, waits: str) -> None:
+        """An attempt's agent says what the end of a trained run waits for; "" for nothing any more."""
+        self._agents[run.run, run.attempt] = waits
 
     def _show_waiting(self, run: tr.RunSnapshot, words: str) -> None:
         """What keeps an attempt from starting is the run's state; once that is gone it starts, or goes on."""
@@ -108,6 +116,7 @@ class RunFollower:
     def _succeed(self, run: tr.RunSnapshot, status: AttemptStatus) -> None:
         export = status.export or {}
         names = ("prefix", "manifest", "manifest_sha256", "digest", "base_digest", "prompt_format")
+        self._agents.pop((run.run, run.attempt), None)
         run.export.CopyFrom(tr.Export(base_model=run.base_model, **{name: export[name] for name in names}))
         self._finish(run, tr.RUN_STATE_SUCCEEDED)
 

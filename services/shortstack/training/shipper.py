@@ -28,7 +28,7 @@ _ACK_S: Final = 60.0
 _DRAIN_S: Final = 600.0
 """How long what is done waits for a broker that is away."""
 _DRAIN_STOPPED_S: Final = 2.0
-_LEVELS: Final = {"failed": "error", "warning": "warn"}
+_LEVELS: Final = {"failed": "error", "warning": "warn", "waiting": "warn"}
 
 
 class _Log(Protocol):

@@ -73,6 +73,28 @@ def test_a_run_that_waits_can_be_cancelled_and_is_forgotten(tmp_path: Path) -> N
         assert world.launcher.forgotten == [running.run().run]
 
 
+def test_a_trained_run_that_cannot_be_stored_says_so_until_it_can(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        running.until(lambda _: bool(world.launcher.orders))
+        run = world.launcher.orders[0].run
+        world.event(run, 1, 1, type="step", step=2, max_steps=2, loss=1.0)
+        world.event(run, 1, 2, type="waiting", waits="cannot store the export: no space left", message="m")
+        running.until(lambda _: running.run().message == "cannot store the export: no space left")
+        world.clock.advance(2)
+        running.until(lambda _: step(running, "export").message == "cannot store the export: no space left")
+        assert running.run().state == tr.RUN_STATE_EXPORTING
+        assert (step(running).state, step(running).message) == (tr.STEP_STATE_DONE, "loss 1.000")
+    with world.started() as running:  # what the agent said is read anew
+        running.turn(3)
+        assert running.run().message == "cannot store the export: no space left"
+        world.event(run, 1, 3, type="waiting", waits="", message="m")
+        running.until(lambda _: running.run().message == "")
+        world.launcher.succeed(run, 1, export())
+        running.settle("ftjob-1", tr.JOB_STATE_SUCCEEDED)
+
+
 @pytest.fixture
 def kubernetes(tmp_path: Path) -> FakeKubernetes:
     (tmp_path / "job.yaml").write_text(

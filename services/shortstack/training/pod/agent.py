@@ -7,6 +7,7 @@ and says how it ended, last. SIGTERM reaches the trainer's container by itself; 
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable
@@ -87,7 +88,8 @@ class _Companion:
                 self._store_newest()
                 word = self._attempt.failure(status, stopping=stopping, log=self._folder.log.name)
         except (Transient, Fatal):
-            raise  # without a word it is lost, and another attempt goes on from the newest stored checkpoint
+            # Asked to end while it waited: without a word it is lost, and another goes on from the newest checkpoint.
+            raise
         except ShortstackError as error:
             word = refusal(error)
         order = self._attempt.order
@@ -116,4 +118,19 @@ class _Companion:
             self._last = found.step
 
     def _patiently(self, act: Callable[[], Any], what: str) -> Any:
-        return patiently(act, self._clock, self._log, what)
+        """Without end: what took hours is not thrown away because the object store is. SIGTERM ends it."""
+        return patiently(
+            act,
+            self._clock,
+            self._log,
+            what,
+            patience_s=math.inf,
+            stopping=self._stopping,
+            tell=self._tell_waiting,
+        )
+
+    def _tell_waiting(self, words: str) -> None:
+        try:
+            self._attempt.tell_waiting(words, self._clock.now())
+        except OSError as error:  # it goes on waiting, only nobody is told
+            self._log.warning("cannot say what is waited for", waits=words, error=str(error))

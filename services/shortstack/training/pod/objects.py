@@ -30,6 +30,7 @@ _PAPERS: Final = (
     "trainer.log",
 )
 _PATIENCE_S: Final = 600.0
+_STOPPED_S: Final = 30.0
 _PAUSE_S: Final = 2.0
 _Result = TypeVar("_Result")
 
@@ -71,9 +72,21 @@ def put_papers(blobs: BlobStore, run: str, attempt: int, folder: Path) -> None:
 
 
 def patiently(
-    act: Callable[[], _Result], clock: Clock, log: Log, what: str, *, patience_s: float = _PATIENCE_S
+    act: Callable[[], _Result],
+    clock: Clock,
+    log: Log,
+    what: str,
+    *,
+    patience_s: float = _PATIENCE_S,
+    stopping: threading.Event | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> _Result:
     """Does what needs the object store, and tries again while that is away, or full.
+
+    Args:
+        patience_s: how long; `math.inf` for what must not be thrown away.
+        stopping: once it is set, half a minute is left.
+        tell: is told, once, what is waited for, and "" when that is over.
 
     Raises:
         Transient, Fatal: it was so all the time.
@@ -81,11 +94,19 @@ def patiently(
     deadline, never, said = clock.monotonic() + patience_s, threading.Event(), False
     while True:
         try:
-            return act()
+            result = act()
         except (Transient, Fatal) as error:
+            if stopping is not None and stopping.is_set():
+                deadline, stopping = min(deadline, clock.monotonic() + _STOPPED_S), None
             if clock.monotonic() > deadline:
                 raise
             if not said:
                 log.warning("waiting for the object store", doing=what, error=str(error))
+                if tell is not None:
+                    tell(f"cannot {what}: {error}")
             said = True
-            clock.wait(never, _PAUSE_S)
+            clock.wait(stopping or never, _PAUSE_S)
+        else:
+            if said and tell is not None:
+                tell("")
+            return result

@@ -17,7 +17,8 @@ from shortstack.training.trainer.files import write_atomic
 
 __all__ = ["EVENT_TYPES", "EventLog", "MetricLog", "read_lines"]
 
-EVENT_TYPES: Final = ("started", "step", "checkpoint", "eval", "exported", "warning", "finished", "failed")
+EVENT_TYPES: Final = ("started", "step", "checkpoint", "eval", "exported", "warning", "finished", "failed", "waiting")
+"""The last one is the agent's: once the trainer is over, and what it leaves cannot be stored yet."""
 
 
 class EventLog:
