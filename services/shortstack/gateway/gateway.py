@@ -27,6 +27,7 @@ from shortstack.gateway.errors import ApiError
 from shortstack.gateway.files.http import files_router
 from shortstack.gateway.files.store import FileStore
 from shortstack.gateway.fine_tuning.http import jobs_router
+from shortstack.gateway.fine_tuning.results import JobResults
 from shortstack.gateway.fine_tuning.service import JobService
 from shortstack.gateway.keys.auth import Authenticator
 from shortstack.gateway.keys.http import keys_router
@@ -90,7 +91,8 @@ class Gateway:
             files = FileStore(given.engine, given.blobs, config.folder / "uploads", given.clock)
             if abandoned := await asyncio.to_thread(files.clear_abandoned):
                 telemetry.log.info("uploads that were never whole are removed", files=abandoned)
-            jobs = JobService(training, ingestion, files, given.base_models, config.rpc_timeout_s)
+            results = JobResults(training, serving, files, given.blobs, config.rpc_timeout_s, telemetry.log)
+            jobs = JobService(training, ingestion, files, results, given.base_models, config.rpc_timeout_s)
             chat = ChatService(lambda: watch.table, prompters, upstream, telemetry.metrics)
             loops = {
                 "routes": watch.run(),

@@ -85,6 +85,7 @@ class FakeServing(serving_pb2_grpc.ServingServiceServicer):
         self._lock = threading.Lock()
         self._records: dict[str, serving_pb2.WatchModelsResponse] = {}
         self._watchers: list[queue.Queue[serving_pb2.WatchModelsResponse | None]] = []
+        self.error: ShortstackError | None = None
 
     def put(self, record: sv.ModelSnapshot | sv.AliasSnapshot) -> None:
         """Sets a model or an alias and tells it."""
@@ -120,10 +121,16 @@ class FakeServing(serving_pb2_grpc.ServingServiceServicer):
         while (update := watcher.get()) is not None:
             yield update
 
-    def DeployModel(self, request: Any, context: Any) -> Any:
-        raise AssertionError("the gateway only watches")
+    def ListModels(self, request: serving_pb2.ListModelsRequest, context: Any) -> serving_pb2.ListModelsResponse:
+        if self.error is not None:
+            raise self.error
+        models = [one.model for one in self._records.values() if one.HasField("model")]
+        return serving_pb2.ListModelsResponse(models=[one for one in models if one.owner in ("", request.owner)])
 
-    ListModels = SetTraffic = WithdrawModel = DeployModel
+    def DeployModel(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the gateway only reads")
+
+    SetTraffic = WithdrawModel = DeployModel
 
 
 class FakeTraining(training_pb2_grpc.TrainingServiceServicer):

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import orjson
 from sqlalchemy import ColumnElement, Engine, func, insert, select, update
 from sqlalchemy.engine import Row
+from sqlalchemy.exc import IntegrityError
 
 from shortstack.core.clock import Clock
-from shortstack.core.errors import NotFound
+from shortstack.core.errors import Conflict, NotFound
 from shortstack.gateway.database import FILES
 from shortstack.storage.blobs import BlobStore
 
@@ -29,7 +32,7 @@ _ABANDONED_S: Final = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """An uploaded file."""
+    """A file: uploaded, or made by the stack (a job's results)."""
 
     id: str
     owner: str
@@ -103,20 +106,31 @@ class FileStore:
             int(self._clock.now().timestamp()),
         )
         self._blobs.put_file(file.key, path)
-        self._blobs.put(f"{file.key}.json", orjson.dumps(file.as_openai()))
-        values = {
-            "id": file.id,
-            "owner": owner,
-            "filename": filename,
-            "purpose": purpose,
-            "bytes": file.bytes,
-            "created_at": file.created_at,
-            "deleted": False,
-        }
+        self._enter(file)
+        return file
+
+    def add_result(self, file: StoredFile, data: bytes) -> None:
+        """Stores what the stack itself made, under an id that follows from what it is of: once, whoever else does it.
+
+        What stands in the object store stays, also where it was made of more or fewer events than ``data``.
+        """
+        with suppress(Conflict):
+            self._blobs.put(file.key, data)
+        with suppress(IntegrityError):  # another gateway was quicker
+            self._enter(replace(file, bytes=self._blobs.size(file.key)))
+
+    def results(self, owner: str, ids: Iterable[str]) -> dict[str, bool]:
+        """Which of ``ids`` have been made, and whether each is still there: a deleted one is not made again."""
+        with self._engine.connect() as connection:
+            made = select(FILES.c.id, FILES.c.deleted).where(FILES.c.owner == owner, FILES.c.id.in_(list(ids)))
+            return {row.id: not row.deleted for row in connection.execute(made)}
+
+    def _enter(self, file: StoredFile) -> None:
+        with suppress(Conflict):  # two that made it at once may differ in what the sidecar says of its size
+            self._blobs.put(f"{file.key}.json", orjson.dumps(file.as_openai()))
         next_number = select(func.coalesce(func.max(FILES.c.sequence), 0) + 1).scalar_subquery()
         with self._engine.begin() as connection:
-            connection.execute(insert(FILES).values(**values, sequence=next_number))
-        return file
+            connection.execute(insert(FILES).values(**asdict(file), deleted=False, sequence=next_number))
 
     def get(self, owner: str, file_id: str, *, param: str | None = None) -> StoredFile:
         """One file.

@@ -6,7 +6,7 @@ present, as that API sends them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -37,12 +37,13 @@ _EVENT_PREFIX: Final = "ftevent-"
 _HYPERPARAMETERS: Final = ("n_epochs", "batch_size", "learning_rate_multiplier")
 
 
-def job(snapshot: tr.JobSnapshot, run: tr.RunSnapshot | None) -> dict[str, Any]:
+def job(snapshot: tr.JobSnapshot, run: tr.RunSnapshot | None, result_files: Sequence[str] = ()) -> dict[str, Any]:
     """A ``FineTuningJob``.
 
     Args:
         snapshot: the job.
         run: its run, once there is one.
+        result_files: ids of what it left (`results.JobResults`).
     """
     request = _object(snapshot.request_json)
     openai = _dict(request.get("openai"))
@@ -56,7 +57,7 @@ def job(snapshot: tr.JobSnapshot, run: tr.RunSnapshot | None) -> dict[str, Any]:
         "finished_at": _seconds(snapshot.finished_at) if status in _ENDED else None,
         "fine_tuned_model": (snapshot.model or None) if status == "succeeded" else None,
         "organization_id": snapshot.owner,
-        "result_files": [],
+        "result_files": list(result_files),
         "status": status,
         "validation_file": None,
         "training_file": openai.get("training_file") or f"dataset:{snapshot.dataset}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import grpc.aio
@@ -18,6 +18,7 @@ from shortstack.gateway.errors import invalid
 from shortstack.gateway.files.store import FileStore, StoredFile
 from shortstack.gateway.fine_tuning import mapping
 from shortstack.gateway.fine_tuning.requests import JobWish
+from shortstack.gateway.fine_tuning.results import JobResults
 from shortstack.gateway.rpc import call
 from shortstack.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc
 from shortstack.messages.v1 import training_pb2 as tr
@@ -37,6 +38,7 @@ class JobService:
         training: channel to training.
         ingestion: channel to ingestion.
         files: uploaded files.
+        results: files that jobs leave.
         bases: base models and their aliases.
         timeout_s: of one call.
     """
@@ -46,12 +48,14 @@ class JobService:
         training: grpc.aio.Channel,
         ingestion: grpc.aio.Channel,
         files: FileStore,
+        results: JobResults,
         bases: BaseModels,
         timeout_s: float,
     ) -> None:
         self._training = training_pb2_grpc.TrainingServiceStub(training)
         self._ingestion = ingestion_pb2_grpc.IngestionServiceStub(ingestion)
         self._files = files
+        self._results = results
         self._bases = bases
         self._timeout_s = timeout_s
 
@@ -149,8 +153,11 @@ class JobService:
         Raises:
             NotFound: the owner has no such job.
         """
-        found = await self._found(owner, job)
-        return mapping.job(found.job, found.run)
+        return (await self._shown(owner, [await self._found(owner, job)]))[0]
+
+    async def _shown(self, owner: str, found: Sequence[training_pb2.GetRunResponse]) -> list[dict[str, Any]]:
+        results = await self._results.of(owner, found)
+        return [mapping.job(one.job, one.run, results[one.job.job]) for one in found]
 
     async def _found(self, owner: str, job: str) -> training_pb2.GetRunResponse:
         request = training_pb2.GetRunRequest(owner=owner, id=job)
@@ -174,18 +181,16 @@ class JobService:
             limit: most jobs.
             metadata: pairs that a job must have; None: jobs without metadata; empty: all.
         """
-        found: list[dict[str, Any]] = []
+        found: list[training_pb2.GetRunResponse] = []
         while True:
             request = training_pb2.ListRunsRequest(owner=owner, limit=_SCAN, after=after)
             try:
                 runs = await call(self._training.ListRuns, request, self._timeout_s, "training")
             except NotFound as error:
                 raise Invalid(f'no job "{after}" to go on after', param="after") from error
-            for one in runs.runs:
-                if _matches(mapping.metadata_of(one.job), metadata):
-                    found.append(mapping.job(one.job, one.run))
+            found += [one for one in runs.runs if _matches(mapping.metadata_of(one.job), metadata)]
             if len(found) > limit or not runs.has_more or not runs.runs:
-                return found[:limit], len(found) > limit
+                return await self._shown(owner, found[:limit]), len(found) > limit
             after = runs.runs[-1].job.job
 
     async def cancel(self, owner: str, job: str) -> dict[str, Any]:
