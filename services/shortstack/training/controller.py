@@ -32,7 +32,8 @@ from shortstack.streams.shown import Shown
 from shortstack.streams.state import StateReader, StateWriter
 from shortstack.training.book import JOB_ENDED, JobBook, stamp
 from shortstack.training.config import TrainingConfig
-from shortstack.training.events import EventBook, job_event, waiting_event
+from shortstack.training.event_book import EventBook
+from shortstack.training.events import job_event, waiting_event
 from shortstack.training.follower import ACTIVE, RunFollower
 from shortstack.training.launcher import AttemptOrder, Launcher
 from shortstack.training.orders import order_of
@@ -43,6 +44,9 @@ __all__ = ["TrainingController"]
 _SOURCE: Final = "training"
 _PROGRESS_S: Final = 1.0
 _POLL_S: Final = 0.1
+_TIDY_S: Final = 3600.0
+_REMEMBERED: Final = timedelta(days=7)
+"""How long the events of an ended run or job are kept at hand; the topic has them longer."""
 
 
 class TrainingController:
@@ -70,6 +74,7 @@ class TrainingController:
         self._reader: Reader | None = None
         self._producer: Producer | None = None
         self._ready: Notices | None = None
+        self._tidied_at = 0.0
         self._written_at: dict[str, float] = {}
         self._shown: Shown[tr.TrainingRecord] = Shown()
         self._opened = self._caught_up = False
@@ -105,6 +110,7 @@ class TrainingController:
         self._follower.follow()
         self._follower.start()
         self._write()
+        self._tidy()
         if not self._caught_up:
             # Not before: what `open` read of requests is shown once it is written.
             self._opened = self._caught_up = True
@@ -201,7 +207,7 @@ class TrainingController:
             self._telemetry.log.warning("event passed over", place=delivery.place, error=str(error))
 
     def _event(self, event: tr.TrainingEvent) -> None:
-        if not self.events.add(event):
+        if self._is_old(event.run or event.job) or not self.events.add(event):
             return
         run = self._book.runs.get(event.run)
         if run is None or event.attempt != run.attempt or run.state not in ACTIVE:
@@ -222,6 +228,19 @@ class TrainingController:
             run.checkpoint_step, run.deaths = payload["step"], 0
             self._book.dirty.add(f"run/{run.run}")
         self._shown.wake()
+
+    def _is_old(self, owner: str) -> bool:
+        """Whether a run or job ended so long ago that its events are let go."""
+        ended = self._book.jobs.get(owner) or self._book.runs.get(owner)
+        if ended is None or not ended.HasField("finished_at"):
+            return False
+        return self._clock.now() - ended.finished_at.ToDatetime(tzinfo=UTC) > _REMEMBERED
+
+    def _tidy(self) -> None:
+        if self._clock.monotonic() >= self._tidied_at + _TIDY_S:
+            self._tidied_at = self._clock.monotonic()
+            for owner in filter(self._is_old, self.events.owners()):
+                self.events.forget(owner)
 
     # Deciding.
 
