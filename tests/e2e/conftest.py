@@ -1,4 +1,4 @@
-"""One stack for all end-to-end tests. The main job is published at once; other tests run beside its training."""
+"""One stack for all end-to-end tests. The main job begins at once; other tests run beside its training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.e2e.main_job import MainJob
 from tests.e2e.stack import Stack
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +20,10 @@ _ORDER = (
     "test_openai",
     "test_cli",
     "test_replay",
+    "test_run",
 )
-"""What needs no model first, while the main job trains; what looks at everything that was left last."""
+"""What needs no model first, while the main job trains; then what looks at everything that was left; last what stops
+the stack."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,10 +55,11 @@ def persona(repository: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path, persona: Path
-) -> Iterator[Stack]:
-    """A stack of the session's own. SHORTSTACK_E2E_VAR names a folder to keep instead, for work on a single test."""
+def began(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path
+) -> Iterator[tuple[Stack, MainJob]]:
+    """A stack of the session's own, and the main job on it. SHORTSTACK_E2E_VAR names a folder to keep instead, for
+    work on a single test."""
     kept = os.environ.get("SHORTSTACK_E2E_VAR")
     var = Path(kept).absolute() if kept else tmp_path_factory.mktemp("stack") / "var"
     checkout_var = Path(os.environ.get("SHORTSTACK_VAR") or ROOT / "var").absolute()
@@ -64,8 +68,23 @@ def stack(
     request.session.stash[STACK] = made
     try:
         made.up()
-        made.publish((persona / "publication.json").read_bytes(), "persona")
-        yield made
+        main_job = MainJob(made)
+        try:
+            yield made, main_job
+        finally:
+            main_job.stop()
     finally:
         made.down()
         del request.session.stash[STACK]
+
+
+@pytest.fixture(scope="session")
+def stack(began: tuple[Stack, MainJob]) -> Stack:
+    """The stack; dataset persona is being published to it."""
+    return began[0]
+
+
+@pytest.fixture(scope="session")
+def main_job(began: tuple[Stack, MainJob]) -> MainJob:
+    """The command that publishes persona, trains and asks; what stops the stack waits for its end."""
+    return began[1]

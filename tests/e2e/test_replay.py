@@ -6,6 +6,7 @@ import secrets
 from typing import Any
 
 import pytest
+from tests.e2e.main_job import MainJob
 from tests.e2e.stack import SOON_S, Stack, holds
 
 from shortstack.messages.v1 import dataset_pb2 as ds
@@ -32,9 +33,9 @@ def standing(stack: Stack) -> dict[str, Any]:
     }
 
 
-def test_a_replay_from_the_beginning_does_nothing(stack: Stack) -> None:
-    stack.ended_dataset("persona")
-    job = stack.ended_job(stack.job_of("persona"), within_s=900)
+def test_a_replay_from_the_beginning_does_nothing(stack: Stack, main_job: MainJob) -> None:
+    assert main_job.ended(within_s=900).returncode == 0
+    job = stack.ended_job(stack.job_of("persona"), within_s=SOON_S)
     assert job.job.state == tr.JOB_STATE_SUCCEEDED
     before, told = standing(stack), stack.ends(*NOTICES)
     stack.down()
