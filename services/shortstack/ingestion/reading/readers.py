@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -18,6 +18,7 @@ from shortstack.core.errors import Invalid, did_you_mean
 from shortstack.ingestion.reading.decompression import check_unfolded, open_capped
 from shortstack.ingestion.reading.items import Item, Limits, Malformed, Unreadable
 from shortstack.ingestion.reading.json_values import json_values
+from shortstack.ingestion.reading.tables import table_items
 
 __all__ = ["READERS", "Reader", "detect_file_format", "read_items"]
 
@@ -113,70 +114,6 @@ def _json(path: Path, limits: Limits, positional: bool) -> Iterator[Item | Malfo
         yield from json_values(stream, limits)
 
 
-def _table(path: Path, limits: Limits, positional: bool, *, delimiter: str, quoting: int) -> Iterator[Item | Malformed]:
-    """CSV (RFC 4180) and TSV (IANA text/tab-separated-values, which knows no quotes); ``#`` lines may lead."""
-    with open_capped(path, limits) as raw:
-        # Bytes that are no UTF-8 become surrogates, which the compiler rejects row by row.
-        text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        lines = _after_comments(_bounded_lines(text, limits))
-        skipped = next(lines)
-        assert isinstance(skipped, int)
-        reader = csv.reader((line for line in lines if isinstance(line, str)), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]  # typeshed wants its own literal
-        header: Sequence[str] | None = None
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Malformed(f"line {reader.line_num + skipped}", f"not a row: {error}")
-                continue
-            if not row:
-                continue
-            place = f"line {reader.line_num + skipped}"
-            if header is None:
-                header = [str(index) for index in range(len(row))] if positional else row
-                _check_header(header)
-                if not positional:
-                    continue
-            yield _row(place, header, row)
-
-
-def _bounded_lines(text: io.TextIOWrapper, limits: Limits) -> Iterator[str]:
-    while line := text.readline(limits.item_bytes):
-        yield line
-
-
-def _after_comments(lines: Iterator[str]) -> Iterator[str | int]:
-    """First the number of leading comment lines, then all lines after them."""
-    skipped = 0
-    first = next(lines, "")
-    while first.startswith("#"):
-        skipped += 1
-        first = next(lines, "")
-    yield skipped
-    if first:
-        yield first
-    yield from lines
-
-
-def _check_header(header: Sequence[str]) -> None:
-    doubled = sorted({name for name in header if list(header).count(name) > 1})
-    if doubled:
-        raise Unreadable(
-            f'the header names "{doubled[0]}" twice',
-            code="bad_header",
-            remedy='Rename one, or publish without a header and name the columns by place: "columns": {"0": …}.',
-        )
-
-
-def _row(place: str, header: Sequence[str], row: Sequence[str]) -> Item | Malformed:
-    if len(row) != len(header):
-        raw = "\t".join(row)[:_EXCERPT].encode("utf-8", "replace").decode()
-        return Malformed(place, f"has {len(row)} fields where the header has {len(header)}", raw)
-    return Item(place, dict(zip(header, row, strict=True)))
-
-
 def _parquet(path: Path, limits: Limits, positional: bool) -> Iterator[Item | Malformed]:
     try:
         with pq.ParquetFile(path) as file:
@@ -210,10 +147,10 @@ def _plain(value: Any) -> Any:
 
 
 READERS: Final[dict[str, Reader]] = {
-    "csv": partial(_table, delimiter=",", quoting=csv.QUOTE_MINIMAL),
+    "csv": partial(table_items, delimiter=",", quoting=csv.QUOTE_MINIMAL),
     "json": _json,
     "jsonl": _jsonl,
     "parquet": _parquet,
-    "tsv": partial(_table, delimiter="\t", quoting=csv.QUOTE_NONE),
+    "tsv": partial(table_items, delimiter="\t", quoting=csv.QUOTE_NONE),
 }
 """Every reader by the name of its file format."""
