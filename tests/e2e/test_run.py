@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from tests.e2e.main_job import MainJob
 from tests.e2e.stack import Stack, holds
+from tests.leftovers import processes_of
 
 from shortstack.local.stack import status
 
@@ -81,6 +81,7 @@ def test_both_answers_stand_side_by_side_and_then_where_everything_is(
     for place in (f"{stack.services.gateway_url}/v1", "persona@prod", str(stack.settings.root / "summary.json")):
         assert place in first.stdout
     # It found the stack up, so it left it up.
+    assert len(processes_of(stack.settings.root)) >= len(status(stack.settings))
     assert all(line.state == "ready" for line in status(stack.settings))
 
 
@@ -88,22 +89,11 @@ def test_a_second_run_says_what_exists_and_with_exit_leaves_no_process(stack: St
     stack.down()
     file = stack.settings.root / "summary.json"
     before = file.read_bytes()
+    assert processes_of(stack.settings.root) == []
     said = stack.command("demo", "--exit")
     assert "Dataset, model and alias persona@prod exist already" in said.stderr
     assert "Published" not in said.stderr
     assert_side_by_side(said.stdout, summary["answers"])
     assert file.read_bytes() == before
     assert all(line.pid is None for line in status(stack.settings))
-    assert of_stack(stack) == []
-
-
-def of_stack(stack: Stack) -> list[str]:
-    """Every process that has the stack's folder in its environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("SHORTSTACK_VAR") == str(stack.settings.root):
-                found.append(" ".join(process.cmdline()))
-        except (psutil.Error, OSError):  # gone, or another user's
-            continue
-    return found
+    assert processes_of(stack.settings.root) == []

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+from tests.leftovers import processes_of
 from tests.polling import until
 
 from shortstack.local.processes import ProcessRecord, created_at, read_record, write_record
@@ -19,18 +19,6 @@ from shortstack.local.settings import LocalSettings
 from shortstack.local.stack import down, kept_up, status
 
 TOY = Path(__file__).with_name("toy.py")
-
-
-def of_stack(settings: LocalSettings) -> list[str]:
-    """Every process that says of itself that it belongs to the stack."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("SHORTSTACK_STACK") == str(settings.root):
-                found.append(" ".join(process.cmdline()))
-        except (psutil.Error, OSError):  # gone, or another user's
-            continue
-    return found
 
 
 def test_a_demo_that_is_told_to_end_while_it_starts_leaves_no_process(settings: LocalSettings, tmp_path: Path) -> None:
@@ -50,10 +38,10 @@ def test_a_demo_that_is_told_to_end_while_it_starts_leaves_no_process(settings: 
                 stderr=output,
             )
         until(lambda: read_record(settings.run_folder, "kafka") or demo.poll() is not None, said.read_text)
-        assert of_stack(settings)
+        assert processes_of(settings.root)
         demo.send_signal(signal.SIGTERM)
         assert demo.wait(90) == 130, said.read_text()
-        assert of_stack(settings) == []
+        assert processes_of(settings.root) == []
         assert all(line.pid is None for line in status(settings))
         assert "Traceback" not in said.read_text()
     finally:
