@@ -2,7 +2,7 @@
 The Deployment of a service. Takes a dict:
   root, name   the release; the component, which is also its image and Python package
   one          true: never two at once (it owns a state topic, or a file database)
-  bases        true: the base models' configuration and tokenizers in /bases, fetched before the start
+  bases        true: the base models' configuration and tokenizers in /bases, fetched before the start, as far as they are there
   kafka, blobs what it is connected to
   token        true: it calls the API server, by the service account FULL-NAME
   env, volumes, mounts   YAML of its own
@@ -57,7 +57,7 @@ spec:
           image: {{ $image | quote }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
           terminationMessagePolicy: FallbackToLogsOnError
-          command: [python, -m, shortstack.storage.weights, fetch-base, {{ $base.name | quote }}, "/bases/{{ $base.name }}", --no-weights, --wait-s, "600"]
+          command: [python, -m, shortstack.storage.weights, fetch-base, {{ $base.name | quote }}, "/bases/{{ $base.name }}", --no-weights, --wait-s, "600"{{ range $root.Values.baseModels }}{{ if ne .name $base.name }}, --unless, {{ .name | quote }}{{ end }}{{ end }}]
           env:
             {{- include "shortstack.env.common" $root | nindent 12 }}
             {{- include "shortstack.storage.env" $root | nindent 12 }}
@@ -107,8 +107,7 @@ spec:
               mountPath: /var/lib/shortstack
             {{- if .bases }}
             - name: bases
-              mountPath: /bases
-              readOnly: true
+              mountPath: /bases # one that is imported later is fetched while it runs
             {{- end }}
             {{- if .blobs }}
             {{- include "shortstack.storage.mount" $root | nindent 12 }}

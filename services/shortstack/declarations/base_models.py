@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from shortstack.core.digest import file_sha256, identity
-from shortstack.core.errors import Fatal, Invalid, did_you_mean
+from shortstack.core.errors import Fatal, Invalid, NotFound, did_you_mean
 
 __all__ = ["BaseModel", "BaseModels"]
 
@@ -33,7 +33,7 @@ class BaseModel:
         """Identity of its files: of (name, sha256) of each, from its manifest where it has one, else by reading them.
 
         Raises:
-            Fatal: the folder is missing or empty.
+            NotFound: the folder is missing or empty.
         """
         manifest = self._manifest()
         if manifest:
@@ -41,10 +41,11 @@ class BaseModel:
             return identity("base model", sorted((name, entry["sha256"]) for name, entry in files.items()))
         found = sorted(path for path in self.path.glob("*") if path.is_file())
         if not found:
-            raise Fatal(
+            raise NotFound(
                 f"no files in {self.path}",
                 where=f"base model {self.name}",
-                remedy="Set SHORTSTACK_BASE_MODELS to folders that hold models in Hugging Face layout.",
+                remedy="On a cluster it was not imported yet: see its Job base-models; ask again when that has ended. "
+                "Else set SHORTSTACK_BASE_MODELS to folders that hold models in Hugging Face layout.",
             )
         return identity("base model", [(path.name, file_sha256(path)) for path in found])
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from shortstack.core.clock import SystemClock
 from shortstack.core.grpc import GrpcServer
 from shortstack.core.health import Health, HealthServer
-from shortstack.core.lifecycle import run_service, run_until_signal
+from shortstack.core.lifecycle import Component, run_service, run_until_signal
 from shortstack.core.loop import Loop
 from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1.training_pb2 import TrainingRecord
@@ -18,6 +18,7 @@ from shortstack.serving.controller import ServingController
 from shortstack.serving.grpc_service import ServingServicer
 from shortstack.serving.v1.serving_pb2_grpc import add_ServingServiceServicer_to_server
 from shortstack.storage.blobs import BlobStore
+from shortstack.storage.late_bases import LateBases
 from shortstack.streams import topics
 from shortstack.streams.kafka import KafkaBroker
 from shortstack.streams.late_producer import LateProducer
@@ -33,7 +34,8 @@ def run() -> int:
         telemetry = stack.enter_context(Telemetry.start("serving", config))
         health = Health(config.liveness_s, clock)
         broker = stack.enter_context(closing(KafkaBroker.connect(config)))
-        rollout = stack.enter_context(rollout_of(config, BlobStore.open(config.storage_url), clock))
+        blobs = BlobStore.open(config.storage_url)
+        rollout = stack.enter_context(rollout_of(config, blobs, clock))
         training = StateReader(broker, topics.TRAINING_STATE, TrainingRecord)
         controller = ServingController(
             broker, training, rollout, config.base_models, config=config, telemetry=telemetry, clock=clock
@@ -43,7 +45,10 @@ def run() -> int:
         add = (add_ServingServiceServicer_to_server, servicer)
         server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
         page = HealthServer(config.host, config.http_port, health, telemetry.metrics)
-        return run_until_signal([page, training, loop, server], grace_s=config.shutdown_grace_s, log=telemetry.log)
+        parts: list[Component] = [page, training, loop, server]
+        if config.rollout == "deployments":  # on one machine they lie where their names lead to
+            parts.append(LateBases(config.base_models, blobs, telemetry.log, clock))
+        return run_until_signal(parts, grace_s=config.shutdown_grace_s, log=telemetry.log)
 
 
 if __name__ == "__main__":

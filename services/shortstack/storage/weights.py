@@ -37,6 +37,8 @@ _WEIGHTS: Final = frozenset({".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h
 """Suffixes of files that hold weights; all others are small."""
 _LOOK_S: Final = 2.0
 _SAY_S: Final = 30.0
+_ALONE_S: Final = 20.0
+"""Seconds that one base model alone is waited for, where others are there."""
 
 
 def base_manifest_key(name: str) -> str:
@@ -225,13 +227,20 @@ def _read_manifest(text: bytes, where: str) -> dict[str, Any]:
 # The command.
 
 
-def _wait_for(blobs: BlobStore, key: str, wait_s: float, clock: Clock) -> None:
-    """Returns once the object is there or the time is over, saying now and then what it waits for."""
-    deadline, said, never = clock.monotonic() + wait_s, float("-inf"), threading.Event()
+def _wait_for(blobs: BlobStore, key: str, wait_s: float, clock: Clock, others: Sequence[str] = ()) -> bool:
+    """Returns once the object is there or the time is over, saying now and then what it waits for.
+
+    Returns:
+        False if it was given up, since one of the other objects is there and this one was waited for long enough.
+    """
+    began, said, never = clock.monotonic(), float("-inf"), threading.Event()
+    deadline = began + wait_s
     while (now := clock.monotonic()) < deadline:
         try:
             if blobs.exists(key):
-                return
+                return True
+            if now - began >= _ALONE_S and any(blobs.exists(other) for other in others):
+                return False
             what = f"{key} is not in the object store yet"
         except Transient as error:
             what = str(error)
@@ -240,6 +249,7 @@ def _wait_for(blobs: BlobStore, key: str, wait_s: float, clock: Clock) -> None:
             sys.stderr.write(f"waiting up to {deadline - now:.0f} s: {what}\n")
             sys.stderr.flush()
         clock.wait(never, _LOOK_S)
+    return True
 
 
 def _import_base(given: argparse.Namespace, blobs: BlobStore) -> str:
@@ -247,7 +257,9 @@ def _import_base(given: argparse.Namespace, blobs: BlobStore) -> str:
 
 
 def _fetch_base(given: argparse.Namespace, blobs: BlobStore) -> str:
-    _wait_for(blobs, base_manifest_key(given.name), given.wait_s, SystemClock())
+    others = [base_manifest_key(name) for name in given.unless]
+    if not _wait_for(blobs, base_manifest_key(given.name), given.wait_s, SystemClock(), others):
+        return f'base model "{given.name}" was not imported yet; going on without it, since others are there'
     return str(fetch_base(blobs, given.name, given.folder, weights=not given.no_weights))
 
 
@@ -283,6 +295,13 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument("folder", type=Path)
     base.add_argument("--no-weights", action="store_true", help="only what tokenizing and checking need")
     base.add_argument("--wait-s", type=float, default=0.0, help="seconds to wait until it was imported")
+    base.add_argument(
+        "--unless",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"another base: where that was imported, this one is left out after {_ALONE_S:.0f} s, with exit code 0",
+    )
     base.set_defaults(act=_fetch_base)
     export = commands.add_parser("fetch-export", help="fetch a trained model; prints its folder")
     export.add_argument("manifest", help="object key of its export.manifest.json")

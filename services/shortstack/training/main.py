@@ -17,6 +17,7 @@ from shortstack.declarations.base_models import BaseModels
 from shortstack.messages.v1.dataset_pb2 import DatasetSnapshot
 from shortstack.messages.v1.serving_pb2 import ModelRecord
 from shortstack.storage.blobs import BlobStore
+from shortstack.storage.late_bases import LateBases
 from shortstack.streams import topics
 from shortstack.streams.kafka import KafkaBroker
 from shortstack.streams.late_producer import LateProducer
@@ -75,6 +76,8 @@ def run() -> int:
         server = GrpcServer(config.host, config.grpc_port, [add], health, [_API], telemetry)
         page = HealthServer(config.host, config.http_port, health, telemetry.metrics)
         parts: list[Component] = [page, datasets, models, launcher, loop, server]
+        if config.launcher == "kubernetes":  # on one machine they lie where their names lead to
+            parts.append(LateBases(config.base_models, BlobStore.open(config.storage_url), telemetry.log, clock))
         return run_until_signal(parts, grace_s=config.shutdown_grace_s, log=telemetry.log)
 
 

@@ -266,3 +266,26 @@ def test_waiting_in_vain_says_how_to_import(
 ) -> None:
     assert weights.main(["fetch-base", "tiny", str(tmp_path / "x"), "--wait-s", "0.01"]) == 66
     assert "import-base tiny FOLDER" in capsys.readouterr().err
+
+
+def test_one_base_is_left_out_where_others_are_there(
+    store: FileBlobStore,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(weights, "_ALONE_S", 0.0)
+    wanted = ["fetch-base", "large", str(tmp_path / "large"), "--wait-s", "60", "--unless", "other", "--unless", "tiny"]
+    import_base(store, "tiny", base)
+    assert weights.main(wanted) == 0
+    assert 'base model "large" was not imported yet' in capsys.readouterr().out
+    assert not (tmp_path / "large").exists()
+    import_base(store, "large", base)
+    assert weights.main(wanted) == 0
+    assert (tmp_path / "large" / "manifest.json").is_file()
+
+
+def test_the_only_base_is_waited_for(store: FileBlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_ALONE_S", 0.0)
+    assert weights.main(["fetch-base", "a", str(tmp_path / "a"), "--wait-s", "0.01", "--unless", "b"]) == 66

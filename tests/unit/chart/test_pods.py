@@ -159,7 +159,7 @@ def test_the_model_server_understands_what_it_is_told(
 
 
 def test_base_models_are_fetched_before_the_start_to_where_they_are_looked_for(objects: list[dict[str, Any]]) -> None:
-    for component in ("ingestion", "training", "serving"):
+    for component in ("training", "serving"):
         found = pod(objects, component)
         told = found.environment(component)["SHORTSTACK_BASE_MODELS"]
         for container in found.spec["initContainers"]:
@@ -168,6 +168,19 @@ def test_base_models_are_fetched_before_the_start_to_where_they_are_looked_for(o
             assert command[:4] == ["python", "-m", "shortstack.storage.weights", "fetch-base"]
             assert f'"{command[4]}":"{command[5]}"' in told
         assert len(found.spec["initContainers"]) == told.count("/bases/")
+
+
+def test_one_base_model_that_is_not_imported_holds_up_no_service_that_has_others() -> None:
+    one, two = render(), render("baseModels[0].name=a", "baseModels[1].name=b")
+    for component in ("training", "serving"):
+        (alone,) = pod(one, component).spec["initContainers"]
+        assert "--unless" not in alone["command"], "without any there is nothing to do"
+        first, second = (container["command"] for container in pod(two, component).spec["initContainers"])
+        assert (first[4], first[-2:]) == ("a", ["--unless", "b"])
+        assert (second[4], second[-2:]) == ("b", ["--unless", "a"])
+        (mount,) = [m for m in pod(two, component).containers[-1]["volumeMounts"] if m["name"] == "bases"]
+        assert not mount.get("readOnly"), "what comes later is fetched by the service itself"
+    assert "initContainers" not in pod(two, "ingestion").spec, "it needs their names alone"
 
 
 def test_a_pod_has_longer_than_what_runs_in_it(objects: list[dict[str, Any]]) -> None:

@@ -385,10 +385,21 @@ def test_a_template_that_cannot_be_used_ends_the_service(cluster: Deployed, wron
         cluster.look()
 
 
-def test_a_base_that_was_not_fetched_ends_the_service_with_the_command(cluster: Deployed) -> None:
-    (cluster.base_folder / "manifest.json").unlink()
-    with pytest.raises(Fatal, match="fetch-base tiny-llama"):
-        cluster.look()
+def test_a_base_that_was_not_imported_is_said_and_keeps_nothing_else_waiting(cluster: Deployed) -> None:
+    cluster.with_base()
+    base = cluster.servers()
+    old = cluster.export("old")
+    said(cluster, old)
+    cluster.restarted()
+    away = cluster.base_folder.rename(cluster.base_folder.with_name("away"))
+    for _ in range(2):
+        with pytest.raises(NotReady, match=r"base model tiny-llama.*not imported"):
+            cluster.rollout.base(BASE, cluster.base_folder, cluster.base_url)
+        cluster.rollout.keep([])
+        cluster.clock.advance(cluster.terms.drain_s + 1)
+    assert cluster.servers() == base, "what nobody needs goes, and what was known of the base stays"
+    away.rename(cluster.base_folder)
+    assert cluster.rollout.base(BASE, cluster.base_folder, cluster.base_url).url == cluster.base_url
 
 
 def test_addresses_are_read_back() -> None:

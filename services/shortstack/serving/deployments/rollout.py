@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Poison, Transient
@@ -25,6 +25,9 @@ from shortstack.serving.weights import WORDS, FetchedExport, fetch_export
 from shortstack.storage.blobs import BlobStore
 
 __all__ = ["DeploymentRollout", "Terms"]
+
+_NONE: Final = "none"
+"""Stands for the server of a base model that cannot have one yet; no server is named so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,9 @@ class DeploymentRollout:
 
     def base(self, name: str, folder: Path, url: str) -> Endpoint:
         """See `Rollout.base`. One made from another template serves until its successor is ready."""
-        server, before = self._servers.of(Weights.of_base(name, folder)), self._addresses.server(url)
+        before = self._addresses.server(url)
+        self._base_servers[name] = (before, before or _NONE)  # one that was not imported keeps no other server waiting
+        server = self._servers.of(Weights.of_base(name, folder))
         self._base_servers[name] = (before, server.hex)
         now = self._addresses.server(self._route(server, url, lambda: ""))
         self._base_urls[name] = self._addresses.url(now)

@@ -16,6 +16,7 @@ from shortstack.core.digest import file_sha256, identity
 from shortstack.core.errors import Fatal
 from shortstack.declarations.base_models import BaseModel
 from shortstack.messages.v1.training_pb2 import Export
+from shortstack.serving.rollout import NotReady
 
 __all__ = ["SERVER_LABEL", "Addresses", "Server", "Servers", "Weights"]
 
@@ -45,14 +46,14 @@ class Weights:
         """A base model, by the manifest that was fetched with its tokenizer.
 
         Raises:
-            Fatal: it was not fetched from the object store.
+            NotReady: it was not imported into the object store yet.
         """
         manifest = folder / "manifest.json"
         if not manifest.is_file():
-            raise Fatal(
-                f"{folder} has no manifest.json, so servers could not be told which files are meant",
+            raise NotReady(
+                f"it was not imported into the object store yet: {folder} has no manifest.json",
                 where=f"base model {name}",
-                remedy=f"Fetch it: python -m shortstack.storage.weights fetch-base {name} {folder} --no-weights",
+                remedy="See the Job base-models, which imports it; it is fetched as soon as it is there.",
             )
         return cls(f"bases/{name}", file_sha256(manifest), BaseModel(name, folder).digest())
 
