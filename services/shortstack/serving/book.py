@@ -16,13 +16,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
-from shortstack.serving.known import Known
+from shortstack.serving.known import OVER, Known
 from shortstack.serving.rollout import RolledOut
 
-__all__ = ["ModelBook", "in_order", "stamp"]
+__all__ = ["ModelBook", "stamp"]
 
 _JOB_OVER: Final = frozenset({tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED})
-_OVER: Final = frozenset({sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN})
 _TROUBLE: Final = "its server does not answer: "
 _BEHIND: Final = "still served by the server of the earlier template: "
 _NO_BASE: Final = "it is no longer among the base models (baseModels of the values, SHORTSTACK_BASE_MODELS)"
@@ -34,22 +33,6 @@ _MISSES: Final = 3
 def stamp(field: Timestamp, at: datetime) -> None:
     """Sets a protobuf timestamp."""
     field.FromDatetime(at.astimezone(UTC).replace(tzinfo=None))
-
-
-def in_order(records: Mapping[str, sv.ModelRecord]) -> dict[str, sv.ModelRecord]:
-    """Records in the order to tell them, so that a reader who takes one after the other never finds a way lost.
-
-    Models first, so that no alias names one that is not known as served; then aliases; then models that are over, which
-    an alias may have named until then.
-    """
-
-    def rank(key: str) -> tuple[int, str]:
-        record = records[key]
-        if record.WhichOneof("record") == "alias":
-            return 1, key
-        return 2 if record.model.state in _OVER else 0, key
-
-    return {key: records[key] for key in sorted(records, key=rank)}
 
 
 class ModelBook:
@@ -104,7 +87,7 @@ class ModelBook:
         said = f"{_BEHIND}{behind}" if behind else why
         if model.state == wanted and model.message == said and endpoint in (None, model.endpoint):
             return
-        model.state, model.message = wanted, said
+        model.state, model.message, model.progress = wanted, said, float(endpoint is not None)
         if endpoint is not None:
             model.endpoint.CopyFrom(endpoint)
         self._touch(model, now)
@@ -144,7 +127,7 @@ class ModelBook:
             self._touch(model, now)
         asked_anew = model.updated_at.ToNanoseconds() < job.opened_at.ToNanoseconds()
         waits = job.state != tr.JOB_STATE_SUCCEEDED
-        if model.state in _OVER and waits and (newcomer or asked_anew):
+        if model.state in OVER and waits and (newcomer or asked_anew):
             self._reopen(model, now)
         wish = orjson.loads(job.request_json).get("deploy") or {}
         if wish.get("alias"):
@@ -154,13 +137,14 @@ class ModelBook:
         """Opens a model on an operator's request; one that was refused or withdrawn opens anew if that is newer."""
         model = self.models.get(name) or self._open(name, owner, run.export, run.run, now)
         self._ordered.add(name)
-        if model.state in _OVER and at > model.updated_at.ToDatetime(tzinfo=UTC):
+        if model.state in OVER and at > model.updated_at.ToDatetime(tzinfo=UTC):
             self._reopen(model, now)
         if alias:
             self._wish_alias(name, alias, at, "")
 
     def _reopen(self, model: sv.ModelSnapshot, now: datetime) -> None:
         model.state, model.message, model.remedy, model.proof_json = sv.MODEL_STATE_LOADING, "", "", ""
+        model.progress = 0.0
         self._touch(model, now)
 
     def _open(self, name: str, owner: str, export: tr.Export, run: str, now: datetime) -> sv.ModelSnapshot:
@@ -186,6 +170,13 @@ class ModelBook:
         """Fine-tuned models that take traffic."""
         return [m for m in self.models.values() if m.state == sv.MODEL_STATE_SERVED and m.export.digest]
 
+    def progressed(self, name: str, part: float, now: datetime) -> None:
+        """The rollout is so far, 0 to 1; it never goes back."""
+        model = self.models[name]
+        if model.state in _OPEN and part > model.progress:
+            model.progress = part
+            self._touch(model, now)
+
     def proving(self, name: str, now: datetime) -> None:
         """The weights are loaded, the probes are being asked."""
         model = self.models[name]
@@ -204,7 +195,7 @@ class ModelBook:
             self.refuse(name, f"contract test: {result.proof.model.why}", remedy, now)
             return
         model.endpoint.CopyFrom(result.endpoint)
-        model.state, model.remedy = sv.MODEL_STATE_SERVED, ""
+        model.state, model.remedy, model.progress = sv.MODEL_STATE_SERVED, "", 1.0
         said = _words_of_proof(model)
         model.message = "; ".join(filter(None, [said, *self._move(model, now)]))
         self._touch(model, now)
@@ -299,6 +290,18 @@ class ModelBook:
         for lost in known.weights if known is not None else ():
             self._supersede(lost.model, alias, now)
 
+    def coming_aliases(self) -> dict[str, sv.AliasSnapshot]:
+        """Aliases that stand for nothing yet, as they will once the model that is under way for them is served."""
+        found: dict[str, sv.AliasSnapshot] = {}
+        for model in self.pending():
+            for alias, (at, job) in self._moves.get(model.name, {}).items():
+                if alias not in self.aliases and alias not in found:
+                    weights = [sv.Weight(model=model.name, weight=100)]
+                    found[alias] = sv.AliasSnapshot(alias=alias, owner=model.owner, weights=weights, job=job)
+                    stamp(found[alias].requested_at, at)
+                    stamp(found[alias].updated_at, at)
+        return found
+
     # What a newer model leaves behind.
 
     def superseded_by(self, name: str) -> list[sv.ModelSnapshot]:
@@ -366,7 +369,7 @@ class ModelBook:
 
     def idle(self, drained: datetime) -> list[sv.ModelSnapshot]:
         """Fine-tuned models that no server needs to hold: refused, or withdrawn until ``drained`` at the latest."""
-        over = [m for m in self.models.values() if m.state in _OVER and m.export.digest]
+        over = [m for m in self.models.values() if m.state in OVER and m.export.digest]
         refused = sv.MODEL_STATE_REFUSED
         return [m for m in over if m.state == refused or m.updated_at.ToDatetime(tzinfo=UTC) <= drained]
 

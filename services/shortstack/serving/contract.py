@@ -3,7 +3,8 @@
 Greedy equality is no test: bf16 alone against bf16 in a batch differs in some answers, by near-ties. So tokens must be
 equal up to the first recorded margin under 0.5, where they may part; a difference at a larger margin refuses the model;
 at least 64 positions must be confirmed; the mean distance of log probabilities must be at most 0.1. And the base model
-must fail the same test, else the training changed nothing that can be measured.
+must fail the same test, else the training changed nothing that can be measured. And where a recorded answer ended with
+an end token, the server must end there, by the token or by the stop texts that chats send along.
 
 Probes share their batches with users' chats, and one request that makes a server raise fails all that are batched with
 it. So a probe that a server fails is asked again by itself before the model is refused for it.
@@ -16,11 +17,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import count
 from typing import Any, Final
 
 from shortstack.core.errors import Poison
 from shortstack.records.message import Message
-from shortstack.serving.tgi import Failed, TgiServer
+from shortstack.serving.tgi import Failed, GeneratedToken, TgiServer
 
 __all__ = ["Probe", "Proof", "Verdict", "probes_of", "prove", "run_probes"]
 
@@ -30,6 +33,7 @@ MIN_CONFIRMED: Final = 64
 MAX_MEAN_DISTANCE: Final = 0.1
 """Nats, over the confirmed positions."""
 _OTHER_IDS: Final = "the rendered prompt has other token ids than in training: another template or tokenizer"
+_RUNS_ON: Final = "the answer goes on after its end token: the server has other end tokens than training"
 _AT_ONCE: Final = 8
 _AGAIN: Final = 2
 """How often a probe that a server failed is asked again."""
@@ -37,11 +41,17 @@ _AGAIN: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A recorded answer: prompt and, per greedy token, id, log probability, margin to the second."""
+    """A recorded answer.
+
+    Attributes:
+        tokens: id, log probability, margin to the second of each greedy token.
+        ended: the last of them is an end token.
+    """
 
     messages: tuple[Message, ...]
     prompt_ids: tuple[int, ...]
     tokens: tuple[tuple[int, float, float], ...]
+    ended: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +94,13 @@ class Proof:
 
 def probes_of(content: Mapping[str, Any]) -> tuple[list[Probe], int]:
     """Probes and their number of new tokens, from ``probes.json``."""
+    ends = set(content.get("eos_ids") or ())
     probes = [
         Probe(
             tuple(Message(m["role"], m["content"]) for m in probe["messages"]),
             tuple(probe["prompt_ids"]),
             tuple((t["id"], t["logprob"], t["margin"]) for t in probe["tokens"]),
+            ended=bool(probe["tokens"]) and probe["tokens"][-1]["id"] in ends,
         )
         for probe in content["probes"]
     ]
@@ -101,6 +113,11 @@ class _Tally:
     distance: float = 0.0
     why: str = ""
     failed: bool = False
+    runs_on: bool = False
+
+
+def _unheard(*_: float) -> None:
+    """For those who do not want to know how far it is."""
 
 
 def run_probes(
@@ -110,12 +127,16 @@ def run_probes(
     *,
     new_tokens: int,
     adapter_id: str,
+    stop: Sequence[str] = (),
+    answered: Callable[[], None] = _unheard,
 ) -> Verdict:
     """Asks a server every probe.
 
     Args:
         render: the prompt as it will be rendered for chats with this model.
         adapter_id: empty for the server's own weights.
+        stop: texts that chats with this model send along to end answers.
+        answered: called after each probe, from several threads.
 
     Raises:
         Transient: the server is away; nothing is said about the model.
@@ -126,10 +147,13 @@ def run_probes(
         try:
             if tuple(server.tokenize(prompt)) != probe.prompt_ids:
                 return _Tally(why=_OTHER_IDS)
-            answer = server.generate(prompt, new_tokens, adapter_id)
+            tally = _compare(probe, server.generate(prompt, new_tokens, adapter_id))
+            if tally.runs_on and len(server.generate(prompt, new_tokens, adapter_id, stop)) > len(probe.tokens):
+                tally.why = _RUNS_ON
         except (Failed, Poison) as error:
             return _Tally(why=str(error), failed=isinstance(error, Failed))
-        return _compare(probe, [(token.id, token.logprob) for token in answer])
+        answered()
+        return tally
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         tallies = _once_more(ask, probes, list(pool.map(ask, probes)))
@@ -154,20 +178,21 @@ def _once_more(ask: Callable[[Probe], _Tally], probes: Sequence[Probe], tallies:
     return tallies
 
 
-def _compare(probe: Probe, answer: Sequence[tuple[int, float]]) -> _Tally:
+def _compare(probe: Probe, answer: Sequence[GeneratedToken]) -> _Tally:
     tally = _Tally()
     for place, (token, logprob, margin) in enumerate(probe.tokens):
         given = answer[place] if place < len(answer) else None
-        if given is None or given[0] != token:
+        if given is None or given.id != token:
             if not margin < MARGIN:
-                said = "nothing" if given is None else str(given[0])
+                said = "nothing" if given is None else str(given.id)
                 tally.why = f"token {place + 1} is {said}, in training it was {token} with a margin of {margin:.2f}"
             return tally
-        if not math.isfinite(given[1]):
-            tally.why = f"token {place + 1} has a log probability of {given[1]}"
+        if not math.isfinite(given.logprob):
+            tally.why = f"token {place + 1} has a log probability of {given.logprob}"
             return tally
         tally.confirmed += 1
-        tally.distance += abs(given[1] - logprob)
+        tally.distance += abs(given.logprob - logprob)
+    tally.runs_on = probe.ended and len(answer) > len(probe.tokens)
     return tally
 
 
@@ -178,8 +203,14 @@ def prove(
     *,
     adapter_id: str,
     base: TgiServer,
+    stop: Sequence[str] = (),
+    asked: Callable[[float], None] = _unheard,
 ) -> Proof:
     """The whole contract test: the model must pass, and the base should fail.
+
+    Args:
+        render: see `run_probes`, as for the others.
+        asked: told which part of the model's probes has been answered, from several threads.
 
     Raises:
         Transient: a server is away.
@@ -187,5 +218,11 @@ def prove(
     probes, new_tokens = probes_of(content)
     if not probes:
         raise Poison("the export has no probes", remedy="Train again; a model without probes cannot be proven.")
-    model = run_probes(server, probes, render, new_tokens=new_tokens, adapter_id=adapter_id)
-    return Proof(model, run_probes(base, probes, render, new_tokens=new_tokens, adapter_id=""))
+    number = count(1)
+
+    def answered() -> None:
+        asked(min(1.0, next(number) / len(probes)))
+
+    ask = partial(run_probes, probes=probes, render=render, new_tokens=new_tokens, stop=stop)
+    model = ask(server, adapter_id=adapter_id, answered=answered)
+    return Proof(model, ask(base, adapter_id=""))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -24,8 +24,9 @@ from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
-from shortstack.serving.book import ModelBook, in_order
+from shortstack.serving.book import ModelBook
 from shortstack.serving.config import ServingConfig
+from shortstack.serving.known import in_order
 from shortstack.serving.rollout import Held, RolledOut, Rollout
 from shortstack.serving.watch import Look, Watch
 from shortstack.streams import topics
@@ -44,9 +45,16 @@ _POLL_S: Final = 0.1
 
 @dataclass(slots=True)
 class _RollingOut:
+    """What the thread that rolls out tells, beside its result."""
+
     name: str
-    future: Future[RolledOut]
-    proving: threading.Event
+    proving: threading.Event = field(default_factory=threading.Event)
+    progress: float = 0.0
+    future: Future[RolledOut] = field(default_factory=Future)
+
+    def reached(self, part: float) -> None:
+        """It is so far; parts come in any order."""
+        self.progress = max(self.progress, part)
 
 
 class ServingController:
@@ -79,6 +87,7 @@ class ServingController:
         self._found_at: dict[str, float] = {}
         self._watched_at = float("-inf")
         self._shown: Shown[sv.ModelRecord] = Shown()
+        self._coming: dict[str, sv.ModelRecord] = {}
         self._turned = threading.Event()
 
     # Turning.
@@ -117,6 +126,7 @@ class ServingController:
         self._next(now)
         self._book.move_aliases(self._clock.now())
         self._write()
+        self._tell_coming()
         self._turned.set()
 
     def close(self) -> None:
@@ -153,6 +163,10 @@ class ServingController:
     def shown(self) -> dict[str, sv.ModelRecord]:
         """All models and aliases as last written, by ``model/NAME`` and ``alias/NAME``."""
         return self._shown.all()
+
+    def watched(self) -> dict[str, sv.ModelRecord]:
+        """As `shown`, and aliases whose first model is under way, as they will be; without weights if they came not."""
+        return self._coming | self._shown.all()
 
     def wait(self, met: Callable[[Mapping[str, sv.ModelRecord]], bool], timeout_s: float) -> bool:
         """Waits until what is shown meets a condition."""
@@ -245,11 +259,13 @@ class ServingController:
         for model in self._book.pending():
             self._found_at.setdefault(model.name, now)
             if now >= self._not_before.get(model.name, 0.0):
-                proving = threading.Event()
+                rolling = _RollingOut(model.name)
                 away = self._making_way([model])
                 instead_of = [_held(self._book.models[name]) for name in sorted(away)]
-                future = self._pool.submit(self._rollout.roll_out, _held(model).export, proving.set, instead_of)
-                self._rolling = _RollingOut(model.name, future, proving)
+                rolling.future = self._pool.submit(
+                    self._rollout.roll_out, _held(model).export, rolling.proving.set, instead_of, rolling.reached
+                )
+                self._rolling = rolling
                 return
 
     def _rolling_out(self) -> str:
@@ -261,6 +277,7 @@ class ServingController:
         if rolling is None:
             return
         now = self._clock.now()
+        self._book.progressed(rolling.name, rolling.progress, now)
         if rolling.proving.is_set():
             self._book.proving(rolling.name, now)
         if not rolling.future.done():
@@ -303,6 +320,15 @@ class ServingController:
             if _deployed(record) and not _announced(known):
                 failpoint("serving.before_notice")
                 self._tell_deployed(key, record, again=True)
+
+    def _tell_coming(self) -> None:
+        """Whoever asks for an alias whose first model is under way is to hear how far that is: it is no event."""
+        coming = {f"alias/{name}": sv.ModelRecord(alias=alias) for name, alias in self._book.coming_aliases().items()}
+        for key in self._coming.keys() - coming.keys():
+            coming[key] = sv.ModelRecord(alias=sv.AliasSnapshot(alias=key.partition("/")[2]))
+        if coming != self._coming:
+            self._coming = coming
+            self._shown.wake()
 
     def _count(self) -> None:
         states = Counter(sv.ModelState.Name(model.state) for model in self._book.models.values())

@@ -13,9 +13,8 @@ from shortstack.core.errors import Conflict, NotFound, Transient
 from shortstack.core.identity import DEFAULT_OWNER, model_name
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
-from shortstack.serving.book import in_order
 from shortstack.serving.controller import ServingController
-from shortstack.serving.known import Known
+from shortstack.serving.known import Known, in_order
 from shortstack.serving.v1 import serving_pb2 as pb
 from shortstack.serving.v1.serving_pb2_grpc import ServingServiceServicer
 from shortstack.streams import topics
@@ -77,20 +76,23 @@ class ServingServicer(ServingServiceServicer):
     def WatchModels(
         self, request: pb.WatchModelsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.WatchModelsResponse]:
-        """Everything as it stands, ``synced``, then each change."""
+        """Everything as it stands, ``synced``, then each change.
+
+        Aliases whose first model is under way are told as they will be.
+        """
         self._controller.require_turned(self._start_s)
         sent: dict[str, sv.ModelRecord] = {}
         synced = False
         while context.is_active():
-            shown = self._controller.shown()
-            for key, record in in_order(shown).items():
+            watched = self._controller.watched()
+            for key, record in in_order(watched).items():
                 if sent.get(key) != record:
                     sent[key] = record
                     yield _update(record)
             if not synced:
                 synced = True
                 yield pb.WatchModelsResponse(synced=True)
-            self._controller.wait(lambda now: any(sent.get(key) != record for key, record in now.items()), _WATCH_S)
+            self._controller.wait(lambda _: sent != self._controller.watched(), _WATCH_S)
 
     def SetTraffic(self, request: pb.SetTrafficRequest, context: grpc.ServicerContext) -> pb.SetTrafficResponse:
         """Moves an alias: weights over served models, 100 in all."""

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from shortstack.core.errors import Conflict, Invalid, NotFound, did_you_mean
 from shortstack.declarations.deploy import DeployWish
 from shortstack.messages.v1 import serving_pb2 as sv
 
-__all__ = ["Known"]
+__all__ = ["OVER", "Known", "in_order"]
+
+OVER: Final = frozenset({sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN})
+"""States in which a model takes no traffic until it is opened anew."""
+
+
+def in_order(records: Mapping[str, sv.ModelRecord]) -> dict[str, sv.ModelRecord]:
+    """Records in the order to tell them, so that a reader who takes one after the other never finds a way lost.
+
+    Models first, so that no alias names one that is not known as served; then aliases; then models that are over, which
+    an alias may have named until then.
+    """
+
+    def rank(key: str) -> tuple[int, str]:
+        record = records[key]
+        if record.WhichOneof("record") == "alias":
+            return 1, key
+        return 2 if record.model.state in OVER else 0, key
+
+    return {key: records[key] for key in sorted(records, key=rank)}
 
 
 @dataclass(frozen=True, slots=True)

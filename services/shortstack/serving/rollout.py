@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from shortstack.core.errors import Poison, Transient
 from shortstack.messages.v1.serving_pb2 import Endpoint
@@ -17,7 +17,32 @@ from shortstack.serving.tongues import Tongues
 from shortstack.serving.weights import ADAPTER_AND_WORDS, FetchedExport, fetch_export
 from shortstack.storage.blobs import BlobStore
 
-__all__ = ["EmbeddedRollout", "Held", "NotReady", "RolledOut", "Rollout", "adapter_of"]
+__all__ = [
+    "FETCHED",
+    "LOADED",
+    "EmbeddedRollout",
+    "Held",
+    "NotReady",
+    "RolledOut",
+    "Rollout",
+    "adapter_of",
+    "of_proof",
+    "unheard",
+]
+
+FETCHED: Final = 0.2
+"""How far a rollout is when the weights are where the server reads them."""
+LOADED: Final = 0.5
+"""And when the server answers; the rest is the contract test."""
+
+
+def of_proof(reached: Callable[[float], None]) -> Callable[[float], None]:
+    """Tells how far a rollout is by how far its contract test is."""
+    return lambda asked: reached(LOADED + (1 - LOADED) * asked)
+
+
+def unheard(part: float) -> None:
+    """For those who do not want to know how far a rollout is."""
 
 
 class NotReady(Transient):
@@ -55,11 +80,18 @@ class Rollout(Protocol):
         """
         ...
 
-    def roll_out(self, export: Export, proving: Callable[[], None], instead_of: Sequence[Held] = ()) -> RolledOut:
+    def roll_out(
+        self,
+        export: Export,
+        proving: Callable[[], None],
+        instead_of: Sequence[Held] = (),
+        reached: Callable[[float], None] = unheard,
+    ) -> RolledOut:
         """Loads the model and proves it; ``proving`` is called in between.
 
         Args:
             instead_of: models whose servers go before this one's starts, for want of room.
+            reached: told how far it is, 0 to 1, in any order and from several threads.
 
         Raises:
             Transient: a server is away or not ready yet; try again.
@@ -108,13 +140,28 @@ class EmbeddedRollout:
             raise NotReady("the inference server runs another model")
         return self._endpoint("", "base", folder)
 
-    def roll_out(self, export: Export, proving: Callable[[], None], instead_of: Sequence[Held] = ()) -> RolledOut:
+    def roll_out(
+        self,
+        export: Export,
+        proving: Callable[[], None],
+        instead_of: Sequence[Held] = (),
+        reached: Callable[[float], None] = unheard,
+    ) -> RolledOut:
         """See `Rollout.roll_out`; adapters have room beside one another, so none has to go for it."""
-        fetched = self._load(export)
+        fetched = self._load(export, reached)
         endpoint = self._endpoint(adapter_of(export), export.prompt_format, fetched.tokenizer)
         proving()
-        render = self._formats.with_base(fetched.tokenizer).get(export.prompt_format).prompt
-        proof = prove(self._client, fetched.probes(), render, adapter_id=endpoint.adapter_id, base=self._client)
+        spoken = self._formats.with_base(fetched.tokenizer).get(export.prompt_format)
+        adapter, client = endpoint.adapter_id, self._client
+        proof = prove(
+            client,
+            fetched.probes(),
+            spoken.prompt,
+            adapter_id=adapter,
+            base=client,
+            stop=spoken.stop,
+            asked=of_proof(reached),
+        )
         return RolledOut(endpoint, proof)
 
     def reload(self, export: Export, url: str) -> str:
@@ -135,14 +182,16 @@ class EmbeddedRollout:
     def keep(self, held: Sequence[Held]) -> None:
         """See `Rollout.keep`; an adapter that somebody loaded by hand is his, and stays."""
 
-    def _load(self, export: Export) -> FetchedExport:
+    def _load(self, export: Export, reached: Callable[[float], None] = unheard) -> FetchedExport:
         fetched = fetch_export(self._blobs, export, self._folder, ADAPTER_AND_WORDS)
+        reached(FETCHED)
         if fetched.adapter is None:
             raise Poison(
                 "the model was trained in all its parameters, and the embedded server takes adapters alone",
                 remedy="Train with adapter: lora, or serve it in a cluster.",
             )
         self._client.put_adapter(adapter_of(export), fetched.adapter.resolve())
+        reached(LOADED)
         return fetched
 
     def _endpoint(self, adapter_id: str, prompt_format: str, tokenizer: Path) -> Endpoint:

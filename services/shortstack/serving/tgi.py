@@ -6,7 +6,7 @@ Source of the shapes: TGI 3.3.7, docs/inference.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -23,6 +23,8 @@ _QUICK_S: Final = 25.0
 seen while it decoded, 20 s while it was frozen."""
 
 
+_MOST_STOPS: Final = 4
+"""TGI refuses more."""
 _GENERATION_FAILED: Final = 424
 _OVERLOADED: Final = frozenset({429, 503})
 
@@ -50,8 +52,8 @@ class TgiServer(Protocol):
         """``/tokenize``: ids with special tokens added."""
         ...
 
-    def generate(self, prompt: str, new_tokens: int, adapter_id: str) -> list[GeneratedToken]:
-        """``/generate``, greedy."""
+    def generate(self, prompt: str, new_tokens: int, adapter_id: str, stop: Sequence[str] = ()) -> list[GeneratedToken]:
+        """``/generate``, greedy; ends after one of ``stop`` too."""
         ...
 
 
@@ -94,11 +96,13 @@ class TgiClient:
         """``/tokenize``: ids with special tokens added."""
         return [token["id"] for token in self._call("POST", "/tokenize", {"inputs": text})]
 
-    def generate(self, prompt: str, new_tokens: int, adapter_id: str) -> list[GeneratedToken]:
+    def generate(self, prompt: str, new_tokens: int, adapter_id: str, stop: Sequence[str] = ()) -> list[GeneratedToken]:
         """``/generate``, greedy, with details."""
         parameters: dict[str, Any] = {"max_new_tokens": new_tokens, "details": True, "do_sample": False}
         if adapter_id:
             parameters["adapter_id"] = adapter_id
+        if stop:
+            parameters["stop"] = list(stop)[:_MOST_STOPS]
         body = self._call("POST", "/generate", {"inputs": prompt, "parameters": parameters})
         # JSON has no not-a-number: what weights with NaN give arrives as null.
         said = [(token["id"], token["logprob"]) for token in body["details"]["tokens"]]

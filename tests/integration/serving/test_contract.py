@@ -98,6 +98,28 @@ def test_merged_weights_pass_and_unmerged_ones_do_not(tiny_base: Path, fine_tune
     assert passed == [True, False]
 
 
+def test_a_server_that_never_stops_is_refused(fine_tune: Make, tmp_path: Path) -> None:
+    # An end token of its own making: what the model says third to the first prompt, as training would record it.
+    fine, passed = fine_tune(1), []
+    content = fine.probes
+    end = content["probes"][0]["tokens"][2]["id"]
+    for probe in content["probes"]:
+        ids = [token["id"] for token in probe["tokens"]]
+        del probe["tokens"][ids.index(end) + 1 if end in ids else len(ids) :]
+    content["eos_ids"] = [end]
+    fmt = PromptFormats.builtin().with_base(fine.folder / "merged").get("base")
+    for ends in ([end], []):
+        folder = tmp_path / f"merged-{len(ends)}"
+        shutil.copytree(fine.folder / "merged", folder)
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        with serving(folder) as url:
+            other = TgiClient(url, 60)
+            passed.append(prove(other, content, fmt.prompt, adapter_id="", base=other).model)
+            other.close()
+    assert [verdict.passed for verdict in passed] == [True, False]
+    assert "goes on after its end token" in passed[1].why
+
+
 def test_a_rollout_fetches_loads_and_proves(rollout: EmbeddedRollout, client: TgiClient, fine_tune: Make) -> None:
     export = fine_tune(1).put(rollout._blobs)
     asked: list[Any] = []

@@ -98,7 +98,7 @@ class FakeServer:
         self._weights()
         return [ord(letter) for letter in text]
 
-    def generate(self, prompt: str, new_tokens: int, adapter_id: str) -> list[GeneratedToken]:
+    def generate(self, prompt: str, new_tokens: int, adapter_id: str, stop: Sequence[str] = ()) -> list[GeneratedToken]:
         assert adapter_id == ""
         weights = self._weights()
         if weights == "nan":
@@ -280,7 +280,7 @@ def recorded(weights: str) -> dict[str, Any]:
         tokens = [{"id": t, "logprob": p, "margin": m} for t, p, m in said(weights, prompt)]
         ids = [ord(letter) for letter in prompt]
         made.append({"messages": [{"role": "user", "content": text}], "prompt_ids": ids, "tokens": tokens})
-    return {"new_tokens": NEW_TOKENS, "probes": made}
+    return {"new_tokens": NEW_TOKENS, "eos_ids": [], "probes": made}
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -20,6 +20,7 @@ from shortstack.serving.tgi import Failed, GeneratedToken
 
 PROMPTS = [f"question {n}" for n in range(16)]
 NEW_TOKENS = 8
+END = 1000
 
 
 def render(messages: Sequence[Message]) -> str:
@@ -37,19 +38,29 @@ class FakeTgiServer:
     away: bool = False
     fails: Counter[str] = field(default_factory=Counter)
     """Prompt → how often the server fails it before it answers."""
+    ends_after: int = 0
+    """Tokens before the end token; 0 for no end within what is asked for."""
+    runs_on: bool = False
+    """It does not know the end token."""
+    stop_text: str = "<end>"
+    """Text of the end token."""
 
     def tokenize(self, text: str) -> list[int]:
         if self.away:
             raise Transient("away")
         return [ord(letter) for letter in text]
 
-    def generate(self, prompt: str, new_tokens: int, adapter_id: str) -> list[GeneratedToken]:
+    def generate(self, prompt: str, new_tokens: int, adapter_id: str, stop: Sequence[str] = ()) -> list[GeneratedToken]:
         if adapter_id and adapter_id not in self.adapters:
             raise Poison(f"the server answers 422: no adapter {adapter_id}")
         if self.fails[prompt] > 0:
             self.fails[prompt] -= 1
             raise Failed("the server answers 424: Request failed during generation")
-        return [GeneratedToken(t, p + self.shift) for t, p, _ in said(f"{self.weights}+{adapter_id}", prompt)]
+        tokens = [GeneratedToken(t, p + self.shift) for t, p, _ in said(f"{self.weights}+{adapter_id}", prompt)]
+        ends = [*tokens[: self.ends_after], GeneratedToken(END, -0.1)] if self.ends_after else tokens
+        if not self.runs_on or self.stop_text in stop:
+            return ends
+        return [*ends, *tokens[self.ends_after + 1 :]]
 
 
 def said(weights: str, prompt: str) -> list[tuple[int, float, float]]:
@@ -68,11 +79,12 @@ def probes(weights: str = "base+demo") -> dict[str, Any]:
         tokens = [{"id": t, "logprob": p, "margin": m} for t, p, m in said(weights, prompt)]
         ids = [ord(letter) for letter in prompt]
         made.append({"messages": [{"role": "user", "content": text}], "prompt_ids": ids, "tokens": tokens})
-    return {"new_tokens": NEW_TOKENS, "probes": made}
+    return {"new_tokens": NEW_TOKENS, "eos_ids": [END], "probes": made}
 
 
 def proof(server: FakeTgiServer, content: dict[str, Any] | None = None, adapter: str = "demo", **more: Any) -> Proof:
-    return prove(server, content or probes(), more.get("render", render), adapter_id=adapter, base=server)
+    rendered, stop = more.get("render", render), more.get("stop", ())
+    return prove(server, content or probes(), rendered, adapter_id=adapter, base=server, stop=stop)
 
 
 def test_the_right_model_passes_where_its_base_fails() -> None:
@@ -112,6 +124,34 @@ def test_unmerged_merged_weights_are_refused() -> None:
     assert not proof(FakeTgiServer(weights="base"), adapter="", **merged).model.passed
 
 
+def ended(after: int) -> dict[str, Any]:
+    """Probes whose answers end after so many tokens."""
+    content = probes()
+    for probe in content["probes"]:
+        probe["tokens"][after:] = [{"id": END, "logprob": -0.1, "margin": 2.0}]
+    return content
+
+
+def test_a_server_that_does_not_know_the_end_token_is_refused() -> None:
+    assert proof(FakeTgiServer(ends_after=5), ended(5)).model.passed
+    found = proof(FakeTgiServer(ends_after=5, runs_on=True), ended(5))
+    assert not found.model.passed
+    assert "goes on after its end token" in found.model.why
+
+
+def test_an_answer_may_end_by_a_stop_text_that_chats_send_along() -> None:
+    server = FakeTgiServer(ends_after=5, runs_on=True)
+    assert proof(server, ended(5), stop=("<end>",)).model.passed
+    assert not proof(server, ended(5), stop=("<other>",)).model.passed
+
+
+def test_an_answer_that_was_cut_off_in_training_may_go_on() -> None:
+    content = probes()
+    for probe in content["probes"]:
+        del probe["tokens"][6:]
+    assert proof(FakeTgiServer(), content).model.passed
+
+
 def test_a_model_that_changed_nothing_passes_and_says_so() -> None:
     found = proof(FakeTgiServer(), probes("base+"), adapter="")
     assert found.model.passed
@@ -147,6 +187,13 @@ def test_a_model_that_fails_every_probe_is_given_up_soon() -> None:
     assert 100 * len(PROMPTS) - server.fails.total() < 3 * len(PROMPTS)
 
 
+def test_it_says_which_part_of_the_probes_was_answered() -> None:
+    parts: list[float] = []
+    server = FakeTgiServer()
+    prove(server, probes(), render, adapter_id="demo", base=server, asked=parts.append)
+    assert sorted(parts) == [number / len(PROMPTS) for number in range(1, len(PROMPTS) + 1)]
+
+
 def test_too_few_confirmed_positions_prove_nothing() -> None:
     content = probes()
     for probe in content["probes"]:
@@ -163,7 +210,7 @@ def test_a_server_that_is_away_says_nothing_about_the_model() -> None:
 
 def test_an_export_without_probes_cannot_be_proven() -> None:
     with pytest.raises(Poison, match="no probes"):
-        proof(FakeTgiServer(), {"new_tokens": 8, "probes": []})
+        proof(FakeTgiServer(), {"new_tokens": 8, "eos_ids": [], "probes": []})
 
 
 @given(st.integers(0, 15), st.integers(0, NEW_TOKENS - 1), st.floats(0, 5))

@@ -87,6 +87,22 @@ def test_what_cannot_be_served_at_all_is_refused_with_its_reason(world: World) -
     assert snapshot.remedy == "Train again."
 
 
+def test_a_rollout_says_how_far_it_is_and_never_goes_back(world: World) -> None:
+    world.rollout.outcomes["a" * 64] = NotReady("its pod fetches the weights")
+    model = world.trained("ftjob-1", "a")
+    with world.started() as running:
+        for parts, shown in (([0.0], 0.0), ([0.2], 0.2), ([0.1], 0.2), ([0.75, 0.5], 0.75)):
+            world.rollout.parts, rolled_out = parts, len(world.rollout.rolled_out)
+            world.clock.advance(10)
+            running.until(lambda before=rolled_out: len(world.rollout.rolled_out) > before)
+            running.turn(3)
+            assert running.controller.shown()[f"model/{model}"].model.progress == shown
+        del world.rollout.outcomes["a" * 64]
+        world.clock.advance(10)
+        assert running.settle(model, SERVED).progress == 1
+        assert running.settle(BASE, SERVED).progress == 1
+
+
 def test_no_measurable_change_is_served_with_a_warning(world: World) -> None:
     world.rollout.outcomes["a" * 64] = Proof(PASSED, PASSED)
     model = world.trained("ftjob-1", "a")

@@ -12,19 +12,22 @@ import grpc
 import pytest
 import structlog
 from tests.polling import until
-from tests.unit.serving.world import BASE, Running, World
+from tests.unit.serving.world import BASE, REFUSED, Running, World
 
 from shortstack.core.clock import SystemClock
 from shortstack.core.errors import Conflict, Invalid, NotFound, ShortstackError, Transient
 from shortstack.core.grpc import GrpcServer, aio_channel, channel, error_from_rpc
 from shortstack.core.health import Health
 from shortstack.core.telemetry import Telemetry
+from shortstack.gateway.errors import ApiError
 from shortstack.gateway.routing.table import RouteTable
 from shortstack.gateway.routing.watch import RouteWatch
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.serving.config import ServingConfig
+from shortstack.serving.contract import Proof
 from shortstack.serving.grpc_service import ServingServicer
+from shortstack.serving.rollout import NotReady
 from shortstack.serving.v1 import serving_pb2 as pb
 from shortstack.serving.v1.serving_pb2_grpc import ServingServiceStub, add_ServingServiceServicer_to_server
 
@@ -189,7 +192,7 @@ def test_watching_gives_what_stands_then_synced_then_each_change(world: World, s
     seen = []
     for update in updates:
         seen.append(update)
-        if update.HasField("alias"):
+        if update.HasField("alias") and seen[-2].model.state == SERVED:
             break
     updates.cancel()
     assert seen[-2].model.name == model
@@ -197,9 +200,45 @@ def test_watching_gives_what_stands_then_synced_then_each_change(world: World, s
     assert [w.model for w in seen[-1].alias.weights] == [model]
 
 
+def refusal(tables: list[RouteTable], name: str) -> ApiError | None:
+    """What a gateway with the newest routes says to a chat with ``name``; None where it is answered."""
+    try:
+        tables[-1].resolve(name, "default", "")
+    except ApiError as error:
+        return error
+    return None
+
+
+def test_an_alias_whose_first_model_is_under_way_says_how_far_it_is(world: World, running: Running) -> None:
+    world.rollout.outcomes["a" * 64] = NotReady("its pod fetches the weights")
+    world.rollout.parts = [0.1, 0.2]
+    tables: list[RouteTable] = []
+    with ExitStack() as stack:
+        port = stack.enter_context(listening(world, running))
+        stack.enter_context(turning(running))
+        stack.enter_context(watching(port, tables.append))
+        stub = ServingServiceStub(stack.enter_context(channel(f"127.0.0.1:{port}")))
+        model = world.trained("ftjob-1", "a", alias="faq@prod")
+        until(lambda: tables and "faq@prod" in tables[-1].aliases, "the alias is told")
+        until(lambda: (found := refusal(tables, "faq@prod")) and found.extra.get("progress") == 0.2, "its progress")
+        error = refusal(tables, "faq@prod")
+        assert error is not None
+        assert (error.status, error.code, error.retry_after_s) == (503, "model_loading", 5)
+        assert model in error.message
+        assert "faq@prod" not in tables[-1].names("default")
+        assert not stub.ListModels(pb.ListModelsRequest()).aliases
+
+        world.rollout.outcomes["a" * 64] = Proof(REFUSED, REFUSED)
+        world.clock.advance(10)
+        until(lambda: "faq@prod" not in tables[-1].aliases, "the alias is gone with its model")
+        world.trained("ftjob-2", "b", alias="faq@prod")
+        until(lambda: refusal(tables, "faq@prod") is None, "another model has the alias")
+    assert [key for key, _ in world.states()].count("alias/faq@prod") == 1
+
+
 def test_models_and_aliases_are_listed_by_owner(world: World, stub: Any) -> None:
     model = world.trained("ftjob-1", "a", alias="faq@prod")
-    watch_until(stub, lambda update: update.alias.alias == "faq@prod")
+    until(lambda: stub.ListModels(pb.ListModelsRequest()).aliases, "the alias has moved")
     mine, theirs = stub.ListModels(pb.ListModelsRequest()), stub.ListModels(pb.ListModelsRequest(owner="other"))
     assert [m.name for m in mine.models] == sorted([BASE, model])
     assert [a.alias for a in mine.aliases] == ["faq@prod"]
@@ -209,7 +248,7 @@ def test_models_and_aliases_are_listed_by_owner(world: World, stub: Any) -> None
 
 def test_traffic_moves_over_served_models_only(world: World, stub: Any) -> None:
     model = world.trained("ftjob-1", "a", alias="faq@prod")
-    watch_until(stub, lambda update: update.alias.alias == "faq@prod")
+    until(lambda: stub.ListModels(pb.ListModelsRequest()).aliases, "the alias has moved")
 
     def move(*weights: tuple[str, int], alias: str = "faq@prod") -> Any:
         given = [sv.Weight(model=m, weight=w) for m, w in weights]
@@ -226,7 +265,7 @@ def test_traffic_moves_over_served_models_only(world: World, stub: Any) -> None:
 
 def test_a_model_is_withdrawn_once_no_alias_needs_it(world: World, stub: Any) -> None:
     model = world.trained("ftjob-1", "a", alias="faq@prod", state=tr.JOB_STATE_SUCCEEDED)
-    watch_until(stub, lambda update: update.alias.alias == "faq@prod")
+    until(lambda: stub.ListModels(pb.ListModelsRequest()).aliases, "the alias has moved")
     needed = refused(lambda: stub.WithdrawModel(pb.WithdrawModelRequest(model=model)))
     assert isinstance(needed, Conflict)
     assert "faq@prod" in needed.what
@@ -244,5 +283,5 @@ def test_a_run_is_deployed_by_hand(world: World, stub: Any) -> None:
     answer = stub.DeployModel(pb.DeployModelRequest(run="run-a", suffix="hand", alias="faq@prod"), timeout=20)
     name = f"ft:{BASE}:default:hand:{'a' * 12}"
     assert answer.model.name == name
-    watch_until(stub, lambda update: update.alias.alias == "faq@prod")
+    until(lambda: stub.ListModels(pb.ListModelsRequest()).aliases, "the alias has moved")
     assert isinstance(refused(lambda: stub.DeployModel(pb.DeployModelRequest(run="run-x"))), NotFound)

@@ -21,7 +21,7 @@ from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.serving.config import ServingConfig
 from shortstack.serving.contract import Proof, Verdict
 from shortstack.serving.controller import ServingController
-from shortstack.serving.rollout import Held, NotReady, RolledOut
+from shortstack.serving.rollout import Held, NotReady, RolledOut, unheard
 from shortstack.streams import topics
 from shortstack.streams.broker import Delivery
 from shortstack.streams.envelope import outbound
@@ -45,6 +45,7 @@ class FakeRollout:
         base_fails: what looking at a base raises.
         base_fails_once: what the next look at a base raises, and no other.
         base_looks: how often a base was looked at.
+        parts: what a rollout says of how far it is.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class FakeRollout:
         self.base_fails_once: ShortstackError | None = None
         self.base_looks = 0
         self.url = "http://server"
+        self.parts: list[float] = []
 
     def base(self, name: str, folder: Path, url: str) -> sv.Endpoint:
         self.base_looks += 1
@@ -65,8 +67,16 @@ class FakeRollout:
             raise error
         return sv.Endpoint(url=self.url, prompt_format="base")
 
-    def roll_out(self, export: tr.Export, proving: Callable[[], None], instead_of: Sequence[Held] = ()) -> RolledOut:
+    def roll_out(
+        self,
+        export: tr.Export,
+        proving: Callable[[], None],
+        instead_of: Sequence[Held] = (),
+        reached: Callable[[float], None] = unheard,
+    ) -> RolledOut:
         self.rolled_out.append(export.digest)
+        for part in self.parts:
+            reached(part)
         self.held -= {old.export.digest for old in instead_of}
         self.held.add(export.digest)
         proving()

@@ -18,7 +18,7 @@ from shortstack.serving.deployments.condition import Condition
 from shortstack.serving.deployments.fleet import Fleet
 from shortstack.serving.deployments.server import Addresses, Server, Servers, Weights
 from shortstack.serving.deployments.succession import Succession
-from shortstack.serving.rollout import Held, NotReady, RolledOut
+from shortstack.serving.rollout import FETCHED, LOADED, Held, NotReady, RolledOut, of_proof, unheard
 from shortstack.serving.tgi import TgiClient
 from shortstack.serving.tongues import Tongues
 from shortstack.serving.weights import WORDS, FetchedExport, fetch_export
@@ -95,7 +95,13 @@ class DeploymentRollout:
             self._base_servers[name] = (now, now)
         return self._endpoint(now, "base", folder)
 
-    def roll_out(self, export: Export, proving: Callable[[], None], instead_of: Sequence[Held] = ()) -> RolledOut:
+    def roll_out(
+        self,
+        export: Export,
+        proving: Callable[[], None],
+        instead_of: Sequence[Held] = (),
+        reached: Callable[[float], None] = unheard,
+    ) -> RolledOut:
         """See `Rollout.roll_out`. It holds no thread while a server starts: it is called again."""
         fetched = fetch_export(self._blobs, export, self._folder, WORDS)
         server = self._servers.of(Weights.of_export(export))
@@ -106,12 +112,13 @@ class DeploymentRollout:
                 self._make_way(self._servers.of(Weights.of_export(old.export)).hex, self._addresses.server(old.url))
             self._fleet.make(server)
             condition = self._fleet.condition(server.hex)
+            reached(LOADED if condition.ready else FETCHED if condition.started is not None else 0.0)
             if not condition.ready:
                 return self._not_ready(server, condition, export, fetched, base, alone=bool(instead_of))
             endpoint = self._endpoint(server.hex, export.prompt_format, fetched.tokenizer)
             proving()
             self._began.pop(server.hex, None)
-            return RolledOut(endpoint, self._prove(endpoint.url, export, fetched, base))
+            return RolledOut(endpoint, self._prove(endpoint.url, export, fetched, base, of_proof(reached)))
         finally:
             self._coming = ""
 
@@ -266,9 +273,12 @@ class DeploymentRollout:
 
     # Proving.
 
-    def _prove(self, url: str, export: Export, fetched: FetchedExport, base: str) -> Proof:
-        render = self._formats.with_base(fetched.tokenizer).get(export.prompt_format).prompt
-        return prove(self._client(url), fetched.probes(), render, adapter_id="", base=self._client(base))
+    def _prove(
+        self, url: str, export: Export, fetched: FetchedExport, base: str, asked: Callable[[float], None] = unheard
+    ) -> Proof:
+        spoken = self._formats.with_base(fetched.tokenizer).get(export.prompt_format)
+        server, other = self._client(url), self._client(base)
+        return prove(server, fetched.probes(), spoken.prompt, adapter_id="", base=other, stop=spoken.stop, asked=asked)
 
     def _fault(self, server: str, export: Export) -> str:
         """Why a server fails the contract test, empty if it passes. Asks once: one that failed fails again."""

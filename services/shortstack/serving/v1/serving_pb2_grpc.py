@@ -79,7 +79,8 @@ class ServingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchModels(self, request, context):
-        """Every model and alias as it stands, then one message with `synced`, then each change.
+        """Every model and alias as it stands, then one message with `synced`, then each change. An alias that no model has
+        had yet is told as it will be as soon as its first model is under way; one without weights is gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

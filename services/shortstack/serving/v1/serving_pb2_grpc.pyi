@@ -36,7 +36,9 @@ class ServingServiceStub:
     DeployModel: _grpc.UnaryUnaryMultiCallable[_serving_pb2.DeployModelRequest, _serving_pb2.DeployModelResponse]
     ListModels: _grpc.UnaryUnaryMultiCallable[_serving_pb2.ListModelsRequest, _serving_pb2.ListModelsResponse]
     WatchModels: _grpc.UnaryStreamMultiCallable[_serving_pb2.WatchModelsRequest, _serving_pb2.WatchModelsResponse]
-    """Every model and alias as it stands, then one message with `synced`, then each change."""
+    """Every model and alias as it stands, then one message with `synced`, then each change. An alias that no model has
+    had yet is told as it will be as soon as its first model is under way; one without weights is gone.
+    """
     SetTraffic: _grpc.UnaryUnaryMultiCallable[_serving_pb2.SetTrafficRequest, _serving_pb2.SetTrafficResponse]
     WithdrawModel: _grpc.UnaryUnaryMultiCallable[_serving_pb2.WithdrawModelRequest, _serving_pb2.WithdrawModelResponse]
 
@@ -48,7 +50,9 @@ class ServingServiceAsyncStub(ServingServiceStub):
     DeployModel: _aio.UnaryUnaryMultiCallable[_serving_pb2.DeployModelRequest, _serving_pb2.DeployModelResponse]  # type: ignore[assignment]
     ListModels: _aio.UnaryUnaryMultiCallable[_serving_pb2.ListModelsRequest, _serving_pb2.ListModelsResponse]  # type: ignore[assignment]
     WatchModels: _aio.UnaryStreamMultiCallable[_serving_pb2.WatchModelsRequest, _serving_pb2.WatchModelsResponse]  # type: ignore[assignment]
-    """Every model and alias as it stands, then one message with `synced`, then each change."""
+    """Every model and alias as it stands, then one message with `synced`, then each change. An alias that no model has
+    had yet is told as it will be as soon as its first model is under way; one without weights is gone.
+    """
     SetTraffic: _aio.UnaryUnaryMultiCallable[_serving_pb2.SetTrafficRequest, _serving_pb2.SetTrafficResponse]  # type: ignore[assignment]
     WithdrawModel: _aio.UnaryUnaryMultiCallable[_serving_pb2.WithdrawModelRequest, _serving_pb2.WithdrawModelResponse]  # type: ignore[assignment]
 
@@ -75,7 +79,9 @@ class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _serving_pb2.WatchModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_serving_pb2.WatchModelsResponse], _abc.AsyncIterator[_serving_pb2.WatchModelsResponse]]:
-        """Every model and alias as it stands, then one message with `synced`, then each change."""
+        """Every model and alias as it stands, then one message with `synced`, then each change. An alias that no model has
+        had yet is told as it will be as soon as its first model is under way; one without weights is gone.
+        """
 
     @_abc_1.abstractmethod
     def SetTraffic(
