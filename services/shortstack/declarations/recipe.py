@@ -249,8 +249,11 @@ def parse_recipe(given: str | bytes | Mapping[str, Any], *, where: str = "recipe
 def _load(text: str | bytes, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise Invalid(f"not YAML: {error}", where=where, param=where) from error
+    except RecursionError as error:
+        raise Invalid("nested too deep", where=where, remedy="A recipe has a few levels.", param=where) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that there is none of
+        remedy = "Write a recipe in YAML or JSON, and text that looks like a date or number in quotes."
+        raise Invalid(f"not YAML: {error}", where=where, remedy=remedy, param=where) from error
 
 
 def _check_steps(steps: Any, where: str) -> None:

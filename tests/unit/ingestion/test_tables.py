@@ -49,7 +49,7 @@ def test_a_quote_that_is_not_closed_costs_its_line_alone(
     (bad,) = [item for item in found if isinstance(item, Malformed)]
     assert rows == [*before, *after]
     assert bad.place == f"line {head.count(chr(10)) + 1}"
-    assert stray.split(",")[0] in bad.raw
+    assert stray.split(",", maxsplit=1)[0] in bad.raw
 
 
 def test_two_stray_quotes_do_not_take_the_rows_between_them() -> None:
@@ -79,7 +79,7 @@ def test_a_line_or_a_row_beyond_the_limit_costs_itself_alone() -> None:
 
 
 def test_a_file_of_nothing_but_stray_quotes_takes_linear_time() -> None:
-    """Each of these lines ends within quotes, whether it begins within them or not: read anew from each, it is square."""
+    """Each line ends within quotes, whether it begins within them or not: read anew from each, the time is square."""
     line = 'x",",y\n'
     began = time.process_time()
     found = read(("prompt,completion\n" + line * 40_000).encode(), Limits(item_bytes=1 << 18))

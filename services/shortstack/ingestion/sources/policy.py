@@ -116,7 +116,7 @@ class SourcePolicy:
         return Address(uri, lambda: self._uploads.joined(owner, upload, closing.records))
 
     def _files(self, uri: str, path: str) -> list[Address]:
-        if not path or "\0" in path:
+        if not PurePosixPath(path).parts or "\0" in path:
             raise Invalid("an empty path", where=f"source {uri}", param="source.uri")
         if ".." in PurePosixPath(path).parts:
             raise Forbidden('".." is not followed', where=f"source {uri}", remedy="Name the file from a declared root.")
@@ -130,7 +130,7 @@ class SourcePolicy:
         found: list[Address] = []
         for root, inside in self._candidates(pattern):
             # Links are neither matched nor followed, and a name that begins with a dot is not meant.
-            names = sorted(path.relative_to(root).as_posix() for path in root.glob(inside) if path.is_file())
+            names = _matches(root, inside, uri)
             files = [name for name in names if "/." not in f"/{name}" and not _linked(root, name)]
             absolute = Path(pattern).is_absolute()
             found = [_file_address(f"{prefix}{root / name if absolute else name}", root, name) for name in files]
@@ -180,8 +180,24 @@ class SourcePolicy:
         return f"Files may be published from: {listed}. An operator adds roots by SHORTSTACK_SOURCE_ROOTS."
 
 
+def _matches(root: Path, pattern: str, uri: str) -> list[str]:
+    """Files below ``root`` that ``pattern`` matches, in sorted order."""
+    try:
+        return sorted(path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file())
+    except ValueError as error:
+        raise Invalid(
+            f"no pattern: {error}", where=f"source {uri}", remedy='Write "**" between slashes only.', param="source.uri"
+        ) from error
+    except OSError as error:
+        raise Invalid(f"cannot be matched: {error.strerror}", where=f"source {uri}", param="source.uri") from error
+
+
 def _file_path(uri: str) -> str:
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        remedy = "Write file:///FOLDER/FILE."
+        raise Invalid(f"no address: {error}", where=f"source {uri}", remedy=remedy, param="source.uri") from error
     if parts.netloc not in ("", "localhost"):
         # file://examples/x.jsonl: people write it for a relative path, and it has no other meaning here.
         return unquote(parts.netloc + parts.path)

@@ -1,0 +1,103 @@
+"""Whatever a stranger writes into a publication is taken or refused by name; nothing else comes out."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shortstack.core.errors import Invalid, Poison
+from shortstack.declarations.deploy import DeployWish
+from shortstack.declarations.publication import PublicationMessage, parse_publication
+from shortstack.declarations.recipe import STEPS, Recipe
+from shortstack.declarations.train import TrainConfig
+from shortstack.ingestion.publishing.wishes import Wish, WishChecker
+from shortstack.ingestion.sources.policy import SourcePolicy
+from shortstack.storage.blobs import MemoryBlobStore
+
+CHECKER = WishChecker(["chatml"], ["tiny"], lambda uri, owner: b"")
+FIELDS = sorted({field for step in STEPS.values() for field in step.model_fields})
+
+ODD = "2001-99-99|25:00:00|2001-01-01 |0b|0o9|1_e|.nan|!!binary zz|!!set {a}|? |&a |*a|[|{|}|]|: |\n|\t|\0|<<: |'|\""
+YAML = st.lists(st.sampled_from([*ODD.split("|"), "steps: ", "seed: ", "- ", "1" * 5000, "[" * 3000]), max_size=8).map(
+    "".join
+)
+VALUE = st.sampled_from(
+    [None, 0, -1, 1e308, "", [], {}, "x" * 10, "(", "(?=x)y", True, [1], ["("], [" "], {"a": 1}, 2**63, "\ud7ff", 1.5]
+)
+
+
+def some(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(st.sampled_from(names), VALUE, max_size=3)
+
+
+STEP = st.builds(lambda name, rest: {**rest, "step": name}, st.sampled_from(sorted(STEPS)), some(FIELDS))
+RECIPE = YAML | some(list(Recipe.model_fields)) | st.builds(lambda steps: {"steps": steps}, st.lists(STEP, max_size=2))
+MESSAGE = st.fixed_dictionaries(
+    {"dataset": st.just("faq"), "source": st.just("a.jsonl")},
+    optional={
+        "recipe": RECIPE,
+        "train": some(list(TrainConfig.model_fields)),
+        "deploy": some(list(DeployWish.model_fields)),
+        "columns": VALUE,
+        "data_col_dict": VALUE,
+        "license": VALUE,
+        "job": VALUE,
+        "format": VALUE,
+        "retry": VALUE,
+        "upload": VALUE,
+    },
+)
+
+
+def check(message: dict[str, Any]) -> Wish | None:
+    parsed = parse_publication(orjson.dumps(message))
+    return CHECKER.check(parsed, "default") if isinstance(parsed, PublicationMessage) else None
+
+
+@settings(max_examples=300, deadline=None)
+@given(MESSAGE)
+def test_a_message_is_taken_or_refused(message: dict[str, Any]) -> None:
+    with suppress(Poison):
+        check(message)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["seed: 2001-99-99", "a: 2001-01-01 25:00:00", "seed: " + "1" * 5000, "[" * 3000, "{a: " * 2000],
+    ids=["date", "time", "number", "list", "map"],
+)
+def test_yaml_that_names_what_there_is_not_is_refused_with_its_place(recipe: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        check({"dataset": "faq", "source": "a.jsonl", "recipe": recipe})
+    assert (refused.value.where, refused.value.param) == ("recipe", "recipe")
+    assert refused.value.remedy
+
+
+ADDRESS = st.lists(
+    st.sampled_from(
+        ["file://", "blob://", "**", "*", "?", "[", "]", "x", "/", "..", ".", "%00", "%5b", ":", "@", "a" * 300]
+    ),
+    max_size=7,
+).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ADDRESS)
+def test_an_address_is_resolved_or_refused(tmp_path_factory: pytest.TempPathFactory, address: str) -> None:
+    policy = SourcePolicy([tmp_path_factory.getbasetemp()], MemoryBlobStore())
+    with suppress(Poison):
+        policy.resolve(address, "default")
+
+
+@pytest.mark.parametrize("uri", ["faq/**.jsonl", "file://[x"])
+def test_an_address_that_is_none_says_how_to_write_it(tmp_path_factory: pytest.TempPathFactory, uri: str) -> None:
+    policy = SourcePolicy([tmp_path_factory.getbasetemp()], MemoryBlobStore())
+    with pytest.raises(Invalid) as refused:
+        policy.resolve(uri, "default")
+    assert refused.value.where == f"source {uri}"
+    assert refused.value.remedy
