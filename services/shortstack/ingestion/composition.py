@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from shortstack.core.clock import Clock
+from shortstack.core.errors import Invalid
 from shortstack.core.health import Health
 from shortstack.core.identity import DEFAULT_OWNER
 from shortstack.core.telemetry import Telemetry
@@ -31,7 +33,7 @@ from shortstack.streams.late_producer import LateProducer
 from shortstack.streams.state import StateReader
 from shortstack.streams.topics import DATASETS_STATE, ingest_topic
 
-__all__ = ["IngestionParts"]
+__all__ = ["IngestionParts", "wish_checker"]
 
 _RECIPE_BYTES = 256 * 1024
 
@@ -63,7 +65,7 @@ class IngestionParts:
         """
         policy = SourcePolicy(config.roots, blobs)
 
-        checker = _checker(config, policy)
+        checker = wish_checker(config, policy)
         pins = Pins(blobs, config.work_dir, config.source_max_bytes)
         state = StateReader(broker, DATASETS_STATE, DatasetSnapshot)
         backlog = Backlog(broker, config.ingest_backlog)
@@ -99,16 +101,27 @@ class IngestionParts:
         return cls(state, backlog, watch, worker, servicer)
 
 
-def _checker(config: IngestionConfig, policy: SourcePolicy) -> WishChecker:
-    def read_recipe(uri: str, owner: str) -> bytes:
-        with policy.resolve(uri, owner)[0].open() as source:
-            return source.read(_RECIPE_BYTES)
+def _read_recipe(policy: SourcePolicy, uri: str, owner: str) -> bytes:
+    with policy.resolve(uri, owner)[0].open() as source:
+        text = source.read(_RECIPE_BYTES + 1)
+    if len(text) > _RECIPE_BYTES:
+        raise Invalid(
+            f"is longer than {_RECIPE_BYTES} bytes", where=f"recipe {uri}", remedy="Shorten it.", param="recipe.uri"
+        )
+    return text
 
+
+def wish_checker(config: IngestionConfig, policy: SourcePolicy) -> WishChecker:
+    """What a publication's wishes are checked by.
+
+    Raises:
+        Fatal: an alias names a base model that is not declared.
+    """
     folders = {name: Path(folder) for name, folder in config.base_models.items()}
     bases = BaseModels(folders, config.model_aliases)
     return WishChecker(
         PromptFormats.builtin().names(),
         (*bases.names(), *config.model_aliases),
-        read_recipe,
+        partial(_read_recipe, policy),
         serves_merged=config.serves_merged,
     )

@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortstack.core.errors import Conflict, Forbidden, Invalid, NotFound, Poison
+from shortstack.declarations.publication import PointerMessage, parse_publication
+from shortstack.ingestion.composition import wish_checker
+from shortstack.ingestion.config import IngestionConfig
 from shortstack.ingestion.sources.pinning import Pins
 from shortstack.ingestion.sources.policy import SourcePolicy
 from shortstack.ingestion.sources.uploads import Uploads, json_lines
@@ -194,3 +197,12 @@ def test_closing_again_keeps_the_time_of_the_first() -> None:
     closing = uploads.closing("o", "u")
     assert closing is not None
     assert (closing.at, closing.records) == (AT, 12)
+
+
+def test_a_recipe_that_is_too_long_is_refused_and_not_cut(root: Path, tmp_path: Path) -> None:
+    (root / "long.yaml").write_text("name: faq\n" + "# a remark\n" * 30_000 + "seed: 7\n", encoding="utf-8")
+    checker = wish_checker(IngestionConfig(var=tmp_path), SourcePolicy([root], MemoryBlobStore()))
+    message = parse_publication({"dataset": "faq", "source": "a.jsonl", "recipe": {"uri": "long.yaml"}})
+    assert isinstance(message, PointerMessage)
+    with pytest.raises(Invalid, match="longer than 262144 bytes"):
+        checker.check(message, "default")
