@@ -33,7 +33,7 @@ from shortstack.streams.state import StateReader, StateWriter
 from shortstack.training.book import JOB_ENDED, JobBook, stamp
 from shortstack.training.config import TrainingConfig
 from shortstack.training.event_book import EventBook
-from shortstack.training.events import job_event, waiting_event
+from shortstack.training.events import deploy_words, job_event, waiting_event
 from shortstack.training.follower import ACTIVE, RunFollower
 from shortstack.training.launcher import AttemptOrder, Launcher
 from shortstack.training.orders import order_of
@@ -290,7 +290,7 @@ class TrainingController:
         self._count()
         for key, record in due.items():
             known = self._shown.get(key)
-            if known is None or _state(known) != _state(record):
+            if known is None or _state(known) != _state(record) or _waits_anew(known, record):
                 self._announce(record)
             self._written_at[key] = now
             self._book.dirty.discard(key)
@@ -331,6 +331,12 @@ class TrainingController:
 
 def _state(record: tr.TrainingRecord) -> int:
     return record.job.state if record.WhichOneof("record") == "job" else record.run.state
+
+
+def _waits_anew(known: tr.TrainingRecord, record: tr.TrainingRecord) -> bool:
+    """Whether a job that is trained and not served waits for something else than before."""
+    words = deploy_words(record.job)
+    return bool(words) and words != deploy_words(known.job)
 
 
 def _vital(record: tr.TrainingRecord) -> tuple[int, int, str, bool]:

@@ -379,6 +379,26 @@ def test_a_job_that_deploys_succeeds_only_when_its_model_is_served(world: World)
         assert {step.name: step.message for step in job.steps}["deploy"] == "no measurable change"
 
 
+def test_a_trained_job_says_in_its_events_what_its_model_waits_for(world: World) -> None:
+    def told() -> list[str]:
+        return [event.message for event in running.controller.events.of(["ftjob-1"])]
+
+    world.ready(("ftjob-1", {}, {"suffix": "demo"}))
+    with world.started() as running:
+        train(world, running)
+        world.clock.advance(2)
+        running.until(lambda _: "Job running: waiting for serving" in told())
+        for _ in range(2):
+            world.model(MODEL, sv.MODEL_STATE_LOADING, message="no node has room")
+            world.clock.advance(2)
+            running.until(lambda _: "Job running: no node has room" in told())
+            running.turn(3)
+        world.model(MODEL, sv.MODEL_STATE_SERVED)
+        running.settle("ftjob-1", SUCCEEDED)
+        running.until(lambda _: "Job succeeded" in told())
+        assert told().count("Job running: no node has room") == 1
+
+
 def test_a_refused_model_fails_its_job_and_may_be_asked_for_again(world: World) -> None:
     world.ready(("ftjob-1", {}, {"suffix": "demo"}))
     with world.started() as running:
