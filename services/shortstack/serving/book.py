@@ -68,6 +68,12 @@ class ModelBook:
             return sv.ModelRecord(model=self.models[name])
         return sv.ModelRecord(alias=self.aliases[name])
 
+    def is_quiet(self) -> bool:
+        """Whether no model is on its way, and all that take traffic answer, at servers of the newest template."""
+        said = (m.message for m in self.models.values() if m.state == sv.MODEL_STATE_SERVED)
+        on_the_way = any(m.state in _OPEN for m in self.models.values())
+        return not on_the_way and not any(words.startswith((_TROUBLE, _BEHIND)) for words in said)
+
     # Wishes.
 
     def base(self, name: str, endpoint: sv.Endpoint | None, now: datetime, why: str = "", behind: str = "") -> None:

@@ -22,6 +22,9 @@ class ServingConfig(ServiceConfig):
     inference_url: str = Field("http://127.0.0.1:18071", description="The embedded inference server")
     serving_dir: Path | None = Field(None, description="Folder of the weights that servers read (VAR/serving)")
     serving_watch_s: float = Field(1.0, gt=0, description="Seconds between two looks at the inference server")
+    serving_quiet_watch_s: float = Field(
+        5.0, gt=0, description="Deployments: seconds between two looks while nothing is under way and all is well"
+    )
     serving_prove_timeout_s: float = Field(300.0, gt=0, description="Seconds until a contract test is given up")
     serving_keep_superseded: bool = Field(
         True, description="Whether a model stays served when its last alias has moved to another"
@@ -50,6 +53,11 @@ class ServingConfig(ServiceConfig):
         description="Seconds a new server may take: in an upgrade until it is given up, with `replace` until the one "
         "it superseded comes back",
     )
+
+    @property
+    def quiet_watch_s(self) -> float:
+        """Seconds between two looks while all is well. On one machine a look costs little."""
+        return self.serving_quiet_watch_s if self.rollout == "deployments" else self.serving_watch_s
 
     @property
     def weights_dir(self) -> Path:

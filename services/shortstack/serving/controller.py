@@ -41,6 +41,8 @@ __all__ = ["ServingController"]
 _SOURCE: Final = "serving"
 _RETRY_S: Final = 3.0
 _POLL_S: Final = 0.1
+_SETTLED_S: Final = 60.0
+"""After the last change and the drain that follows it, until servers are looked at less often."""
 
 
 @dataclass(slots=True)
@@ -86,6 +88,7 @@ class ServingController:
         self._not_before: dict[str, float] = {}
         self._found_at: dict[str, float] = {}
         self._watched_at = float("-inf")
+        self._written_at = clock.monotonic()
         self._shown: Shown[sv.ModelRecord] = Shown()
         self._coming: dict[str, sv.ModelRecord] = {}
         self._turned = threading.Event()
@@ -119,7 +122,7 @@ class ServingController:
         jobs, runs = self._jobs_and_runs()
         self._book.follow(jobs, runs, self._clock.now())
         self._seen()
-        if now - self._watched_at >= self._config.serving_watch_s:
+        if now - self._watched_at >= self._between_looks(now):
             self._watched_at = now
             self._watch()
         self._collect()
@@ -212,6 +215,11 @@ class ServingController:
         self._book.withdraw(request["model"], at, self._clock.now())
 
     # Rolling out.
+
+    def _between_looks(self, now: float) -> float:
+        """Seconds. Servers that go after their drain are looked at as often as those that come."""
+        settled = now - self._written_at > self._config.serving_drain_s + _SETTLED_S
+        return self._config.quiet_watch_s if settled and self._book.is_quiet() else self._config.serving_watch_s
 
     def _watch(self) -> None:
         """Has the servers looked at: bases that are up, models that a restart took, servers that nobody needs."""
@@ -313,6 +321,7 @@ class ServingController:
         changed = in_order({key: self._book.record(key) for key in self._book.dirty})
         self._writer.put_all(changed)
         self._book.dirty.clear()
+        self._written_at = self._clock.monotonic()
         self._count()
         for key, record in changed.items():
             known = self._shown.get(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.unit.serving.world import BASE, World
+from tests.unit.serving.world import BASE, Running, World
 
 from shortstack.core.errors import Transient
 from shortstack.messages.v1 import serving_pb2 as sv
@@ -82,3 +82,33 @@ def test_a_base_that_is_configured_no_longer_is_withdrawn_and_comes_back_with_it
         assert back.settle(BASE, SERVED).message == ""
         back.settle("other", WITHDRAWN)
     assert len(world.messages(topics.MODELS_DEPLOYED)) == told + 1
+
+
+def gaps(world: World, running: Running, looks: int) -> list[float]:
+    """Seconds of the clock between looks at the base."""
+    found = []
+    for _ in range(looks):
+        seen, since = world.rollout.base_looks, world.clock.monotonic()
+        running.until(lambda seen=seen: world.rollout.base_looks > seen)
+        found.append(world.clock.monotonic() - since)
+    return found
+
+
+def test_in_a_cluster_where_all_is_well_servers_are_looked_at_less_often(world: World) -> None:
+    with world.started(rollout="deployments", serving_watch_s=1.0, serving_quiet_watch_s=5.0) as running:
+        running.settle(BASE, SERVED)
+        assert min(gaps(world, running, 5)) < 2
+        world.clock.advance(100)
+        running.turn(20)
+        assert min(gaps(world, running, 5)[1:]) > 4
+        world.rollout.base_fails = NotReady("pod server-1 cannot be scheduled: no room")
+        running.settle(BASE, LOADING)
+        assert min(gaps(world, running, 5)) < 2
+
+
+def test_on_one_machine_the_server_is_looked_at_as_often_as_ever(world: World) -> None:
+    with world.started(serving_watch_s=1.0) as running:
+        running.settle(BASE, SERVED)
+        world.clock.advance(100)
+        running.turn(20)
+        assert min(gaps(world, running, 5)) < 2
