@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Role = Literal["system", "context", "user", "assistant", "tool"]
+Phrase = Annotated[str, Field(pattern=r"\S", max_length=200)]
 
 
 class StepSettings(BaseModel):
@@ -88,7 +89,7 @@ class RefusalStep(StepSettings):
 
     step: Literal["refusal"] = "refusal"
     method: Literal["opening", "ihop"] = "opening"
-    phrases: tuple[str, ...] = ()
+    phrases: tuple[Phrase, ...] = Field((), max_length=500)
 
 
 class RegexStep(StepSettings):

@@ -80,6 +80,7 @@ def test_every_setting_changes_the_digest() -> None:
         ({"gates": {"max_reject": 1}}, 'Did you mean "max_rejected"?'),
         ({"mix": [{"dataset": "No Name"}]}, "is not the name of a dataset"),
         ("steps: [", "not YAML"),
+        ({"steps": [{"step": "refusal", "phrases": [" "]}]}, "phrases"),
         ("- a\n- b", "a recipe is a mapping"),
     ],
 )

@@ -35,7 +35,7 @@ RECIPE = parse_recipe(
             {"step": "normalise"},
             {"step": "empty"},
             {"step": "length", "min_answer": 2, "max_turn": 60},
-            {"step": "refusal"},
+            {"step": "refusal", "phrases": ["one\nmore", "is  it"]},
             {"step": "regex", "pattern": "secret", "reason": "secret"},
             {"step": "normalise", "unicode": "NFKC"},
         ]
@@ -43,7 +43,21 @@ RECIPE = parse_recipe(
 )
 TEXT = st.one_of(
     st.text(max_size=40),
-    st.sampled_from(["I'm sorry, I can't help with that.", "a secret", "", " ", "Paris.\n", "ﬁne\r\n", "x" * 61]),
+    st.sampled_from(
+        [
+            "I'm sorry, I can't help with that.",
+            "a secret",
+            "",
+            " ",
+            "Paris.\n",
+            "one",
+            "more",
+            "is it one\nmore",
+            "is",
+            "ﬁne\r\n",
+            "x" * 61,
+        ]
+    ),
 )
 MESSAGE = st.builds(Message, st.sampled_from(ROLES), TEXT, st.none(), st.booleans())
 CONVERSATION = st.lists(MESSAGE, min_size=0, max_size=4).map(tuple)

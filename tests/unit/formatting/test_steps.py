@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from shortstack.core.errors import Invalid
+from shortstack.declarations.patterns import compile_pattern
 from shortstack.declarations.recipe import parse_recipe
 from shortstack.formatting.pipeline import Pipeline
-from shortstack.formatting.steps.phrases import compile_pattern, search_lines
+from shortstack.formatting.steps.phrases import search_lines
 from shortstack.formatting.steps.refusal import opening
 from shortstack.records.message import Message
 from shortstack.records.schema import Record, records_of, table_of
@@ -135,6 +136,21 @@ def test_phrases_of_a_recipe_and_of_ihop_are_found() -> None:
     assert row["evidence"] == "ASK A DOCTOR"
     (row,) = run({"step": "refusal", "method": "ihop"}, pair("q", "Well. Speaking as a language model, yes."))
     assert row["reason"] == "refusal"
+
+
+@pytest.mark.parametrize("method", ["opening", "ihop"])
+def test_a_phrase_with_a_line_break_is_found_in_an_answer_and_never_across_two(method: str) -> None:
+    step = {"step": "refusal", "method": method, "phrases": ["the end\nstart"]}
+    apart = run(
+        step, pair("q", "This is the end"), pair("q", "start of another"), pair("q", "It is the end\nstart now.")
+    )
+    assert [row["verdict"] for row in apart] == ["kept", "kept", "rejected"]
+
+
+def test_phrases_that_a_recipe_may_hold_fit_into_a_pattern() -> None:
+    phrases = [chr(0x4E00 + number) * 200 for number in range(500)]
+    (row,) = run({"step": "refusal", "phrases": phrases}, pair("q", "a"))
+    assert row["verdict"] == "kept"
 
 
 def test_refusals_labelled_by_people_are_found_and_nothing_else_is(shared_dir: Path) -> None:

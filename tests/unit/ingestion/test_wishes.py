@@ -22,7 +22,7 @@ from shortstack.storage.blobs import MemoryBlobStore
 CHECKER = WishChecker(["chatml"], ["tiny"], lambda uri, owner: b"")
 FIELDS = sorted({field for step in STEPS.values() for field in step.model_fields})
 
-ODD = "2001-99-99|25:00:00|2001-01-01 |0b|0o9|1_e|.nan|!!binary zz|!!set {a}|? |&a |*a|[|{|}|]|: |\n|\t|\0|<<: |'|\""
+ODD = '2001-99-99|25:00:00|2001-01-01 |0b|0o9|1_e|.nan|!!binary zz|&a |*a|[|{|}|]|: |\n|\t|\0|<<: |\'|"\\ud800"|"'
 YAML = st.lists(st.sampled_from([*ODD.split("|"), "steps: ", "seed: ", "- ", "1" * 5000, "[" * 3000]), max_size=8).map(
     "".join
 )
@@ -76,6 +76,14 @@ def test_yaml_that_names_what_there_is_not_is_refused_with_its_place(recipe: str
         check({"dataset": "faq", "source": "a.jsonl", "recipe": recipe})
     assert (refused.value.where, refused.value.param) == ("recipe", "recipe")
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize("pattern", ["(", "(?=x)y", "(a)\\1", "((x{1000}){1000}){1000}"])
+def test_a_pattern_that_formatting_cannot_run_is_refused_before_it_is_frozen(pattern: str) -> None:
+    steps = [{"step": "empty"}, {"step": "regex", "pattern": pattern}]
+    with pytest.raises(Invalid, match="not an RE2 expression") as refused:
+        check({"dataset": "faq", "source": "a.jsonl", "recipe": {"steps": steps}})
+    assert refused.value.param == "recipe.steps[1].pattern"
 
 
 ADDRESS = st.lists(

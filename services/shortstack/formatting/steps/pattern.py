@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from shortstack.declarations.patterns import compile_pattern
 from shortstack.declarations.recipe import RegexStep
 from shortstack.formatting.conversations import Conversations
-from shortstack.formatting.steps.phrases import compile_pattern
 from shortstack.formatting.steps.step import Outcome, Rejection, excerpt
 
 __all__ = ["Regex"]

@@ -5,38 +5,9 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-import re2
-
-from shortstack.core.errors import Invalid
-
-__all__ = ["compile_pattern", "search_lines"]
-
-_MAX_MEMORY: Final = 16 * 1024 * 1024
-"""Bytes that one compiled pattern may take; a larger one is refused."""
-
-
-def compile_pattern(pattern: str, *, where: str = "recipe") -> Any:
-    """A pattern over UTF-8 bytes.
-
-    Raises:
-        Invalid: it is no RE2 expression (which has no back-references and no look-around), or too large.
-    """
-    options = re2.Options()
-    options.max_mem = _MAX_MEMORY
-    options.log_errors = False
-    options.encoding = re2.Options.Encoding.UTF8
-    try:
-        return re2.compile(pattern.encode(), options)
-    except re2.error as error:
-        reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
-        raise Invalid(
-            f'pattern "{pattern[:80]}" is not an RE2 expression: {reason}',
-            where=where,
-            remedy="RE2 has no back-references and no look-around.",
-            param="pattern",
-        ) from error
+__all__ = ["search_lines"]
 
 
 def search_lines(pattern: Any, lines: Sequence[str]) -> dict[int, tuple[str, str]]:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from shortstack.declarations.patterns import compile_pattern
 from shortstack.declarations.recipe import RefusalStep
 from shortstack.formatting.conversations import Conversations
-from shortstack.formatting.steps.phrases import compile_pattern, search_lines
+from shortstack.formatting.steps.phrases import search_lines
 from shortstack.formatting.steps.step import Outcome, Rejection, excerpt
 
 __all__ = ["IHOP_PHRASES", "Refusal", "opening"]
@@ -72,7 +73,7 @@ def opening(answer: str) -> str:
     """The first sentence, on one line; with the next one if it is shorter than 40 characters; 300 at most."""
     start = answer[:_OPENING_MAX]
     end = _SENTENCE_END.search(start, min(_OPENING_MIN, len(start)))
-    return " ".join((start[: end.end()] if end else start).split())
+    return _folded(start[: end.end()] if end else start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,9 @@ class Refusal:
     _pattern: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        own = [re.escape(phrase) for phrase in self.settings.phrases]
+        # As what is looked at is folded: a phrase with a line break of its own would match across two answers.
+        fold = _folded if self.settings.method == "opening" else _one_line
+        own = [re.escape(fold(phrase)) for phrase in self.settings.phrases]
         given = _RULES if self.settings.method == "opening" else [rf"\b{re.escape(p)}\b" for p in IHOP_PHRASES]
         alternatives = "|".join(f"(?:{rule})" for rule in [*given, *own])
         object.__setattr__(self, "_pattern", compile_pattern(f"(?im){alternatives}"))
@@ -110,6 +113,10 @@ class Refusal:
 
 def _idiom(words: str, after: str) -> bool:
     return words.lower().endswith("help") and _IDIOMS.match(after) is not None
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _one_line(text: str) -> str:

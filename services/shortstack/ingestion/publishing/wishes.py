@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from shortstack.core.digest import canonical_json, identity
 from shortstack.core.errors import Invalid, did_you_mean
 from shortstack.declarations.deploy import DeployWish, require_servable
+from shortstack.declarations.patterns import check_patterns
 from shortstack.declarations.publication import PublicationMessage
 from shortstack.declarations.recipe import RECIPES, Recipe, parse_recipe
 from shortstack.declarations.train import TrainConfig
@@ -115,12 +116,16 @@ class WishChecker:
     def _recipe(self, given: str | dict[str, Any] | None, owner: str) -> Recipe:
         if given is None:
             return RECIPES["default"]
+        text: str | bytes | dict[str, Any] = given
+        where = "recipe"
         if isinstance(given, dict) and set(given) == {"uri"}:
             uri = given["uri"]
             if not isinstance(uri, str):
                 raise Invalid(f'"recipe.uri" is {type(uri).__name__}, not text', param="recipe.uri")
-            return parse_recipe(self._read_recipe(uri, owner), where=f"recipe {uri}")
-        return parse_recipe(given)
+            text, where = self._read_recipe(uri, owner), f"recipe {uri}"
+        recipe = parse_recipe(text, where=where)
+        check_patterns(recipe, where=where)
+        return recipe
 
     def _train(self, given: dict[str, Any] | None, where: str) -> str:
         if given is None:
