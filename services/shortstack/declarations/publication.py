@@ -33,6 +33,9 @@ FAMILIES: Final = ("alpaca", "h2ogpt", "messages", "prompt_completion", "sharegp
 FILE_FORMATS: Final = ("csv", "json", "jsonl", "parquet", "tsv")
 """What a file is; detected by its first bytes and its name unless ``source.file_format`` names one."""
 
+COLUMNS_ALIAS: Final = "data_col_dict"
+"""Another name of ``columns``: that of h2oGPT's fine-tuning."""
+
 _NAME_PATTERN: Final = f"^{NAME.pattern}$"
 
 Name = Annotated[str, Field(pattern=_NAME_PATTERN, max_length=64)]
@@ -69,7 +72,7 @@ class PublicationMessage(BaseModel):
         dataset: name of the dataset.
         format: one of `FAMILIES`; None to detect.
         columns: column given → column meant, for example ``{"A": "input", "B": "output"}``. Keys "0", "1", … name
-            the columns of a CSV or TSV without a header by their place.
+            the columns of a CSV or TSV without a header by their place. ``data_col_dict`` (h2oGPT's name) is the same.
         prompt_format: name of a declared prompt format; None for the base model's own.
         recipe: name, inline recipe, or ``{"uri": …}``.
         train: training settings in axolotl's names; present: train on the dataset when it is ready.
@@ -88,6 +91,15 @@ class PublicationMessage(BaseModel):
     train: dict[str, Any] | None = None
     deploy: dict[str, Any] | None = None
     job: str | None = Field(None, pattern=r"^ftjob-[A-Za-z0-9_-]{1,64}$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or COLUMNS_ALIAS not in given:
+            return given
+        if "columns" in given:
+            raise ValueError(f'"columns" and "{COLUMNS_ALIAS}" say the same: give one of them')
+        return {("columns" if key == COLUMNS_ALIAS else key): value for key, value in given.items()}
 
     @field_validator("deploy")
     @classmethod
@@ -167,7 +179,7 @@ def parse_publication(value: bytes | Mapping[str, Any]) -> AnyMessage:
     kind = next((model for key, model in _KINDS.items() if key in given), None)
     if kind is None:
         kind = PointerMessage
-        if not set(given) - set(PublicationMessage.model_fields):
+        if not set(given) - {*PublicationMessage.model_fields, COLUMNS_ALIAS}:
             raise Invalid(
                 "no records: a publication has a source, records, or an upload",
                 where=where,
@@ -207,6 +219,8 @@ def publication_schema() -> dict[str, Any]:
     for model in (PointerMessage, WholeMessage, PartMessage, CompleteMessage, RetryMessage):
         schema = model.model_json_schema(ref_template="#/$defs/{model}")
         definitions |= schema.pop("$defs", {})
+        if columns := schema["properties"].get("columns"):
+            schema["properties"][COLUMNS_ALIAS] = {**columns, "title": "Data Col Dict"}
         definitions[model.__name__] = schema
         kinds.append({"$ref": f"#/$defs/{model.__name__}"})
     source = definitions["PointerMessage"]["properties"]["source"]

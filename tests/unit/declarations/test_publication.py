@@ -25,6 +25,10 @@ from shortstack.ingestion.reading.readers import READERS
 
 VALID: dict[str, tuple[type, dict[str, Any]]] = {
     "short pointer": (PointerMessage, {"dataset": "faq", "source": "faq.jsonl"}),
+    "columns by their other name": (
+        PointerMessage,
+        {"dataset": "faq", "source": "faq.csv", "data_col_dict": {"A": "input", "B": "output"}},
+    ),
     "pointer": (
         PointerMessage,
         {
@@ -63,6 +67,8 @@ INVALID: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "part without a place": ({"dataset": "faq", "upload": "u", "records": [{}]}, '"seq" is missing', "seq"),
     "deploy without train": ({"dataset": "faq", "source": "a", "deploy": {}}, '"deploy" needs "train"', "deploy"),
     "two kinds of address": ({"dataset": "faq", "source": {"uri": "a", "uris": ["b"]}}, "either", "source"),
+    "columns twice": ({"dataset": "faq", "source": "a", "columns": {}, "data_col_dict": {}}, "give one", None),
+    "columns that are none": ({"dataset": "faq", "source": "a", "data_col_dict": "A"}, '"columns"', "columns"),
     "empty": ({"dataset": "faq", "records": []}, "records", "records"),
 }
 
@@ -81,6 +87,15 @@ def test_a_wrong_message_is_refused_with_the_field_and_what_to_do(name: str) -> 
         parse_publication(message)
     assert expected in str(refused.value)
     assert refused.value.param == param
+
+
+def test_columns_may_go_by_the_name_that_h2ogpt_has_for_them() -> None:
+    wish = {"dataset": "faq", "upload": "u", "complete": True, "records": 3}
+    for given in (wish, {"dataset": "faq", "records": [{}]}, {"dataset": "faq", "source": "faq.csv"}):
+        columns = {"A": "input", "B": "output"}
+        assert parse_publication({**given, "data_col_dict": columns}) == parse_publication(
+            {**given, "columns": columns}
+        )
 
 
 def test_bytes_that_are_no_json_object_are_refused() -> None:
