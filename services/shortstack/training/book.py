@@ -21,7 +21,7 @@ from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.training.requests import JobRequest, ResolvedRun
 
-__all__ = ["JOB_ENDED", "RUN_ENDED", "JobBook", "new_job", "stamp"]
+__all__ = ["JOB_ENDED", "RUN_ENDED", "JobBook", "new_job", "new_run", "stamp"]
 
 JOB_ENDED: Final = frozenset({tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED})
 RUN_ENDED: Final = frozenset({tr.RUN_STATE_SUCCEEDED, tr.RUN_STATE_FAILED, tr.RUN_STATE_CANCELLED})
@@ -52,6 +52,26 @@ def new_job(
         stamp(field, requested_at)
     stamp(snapshot.updated_at, now)
     return snapshot
+
+
+def new_run(
+    dataset: ds.DatasetSnapshot, resolved: ResolvedRun, ranks: int, owner: str, now: datetime
+) -> tr.RunSnapshot:
+    """A run before its first attempt."""
+    run = tr.RunSnapshot(
+        run=resolved.run,
+        attempt=1,
+        owner=owner,
+        state=tr.RUN_STATE_QUEUED,
+        publication=dataset.publication.publication,
+        dataset=dataset.publication.dataset,
+        version=dataset.version,
+        base_model=resolved.base.name,
+        config_json=orjson.dumps(resolved.config.model_dump(mode="json")).decode(),
+        batch_size=resolved.config.effective_batch(ranks),
+    )
+    stamp(run.created_at, now)
+    return run
 
 
 class JobBook:
@@ -232,19 +252,7 @@ class JobBook:
         """Joins the run of that id, opening it, or its next attempt after a failure, where need be."""
         run = self.runs.get(resolved.run)
         if run is None:
-            run = tr.RunSnapshot(
-                run=resolved.run,
-                attempt=1,
-                owner=job.owner,
-                state=tr.RUN_STATE_QUEUED,
-                publication=dataset.publication.publication,
-                dataset=dataset.publication.dataset,
-                version=dataset.version,
-                base_model=resolved.base.name,
-                config_json=orjson.dumps(resolved.config.model_dump(mode="json")).decode(),
-                batch_size=resolved.config.effective_batch(self._ranks),
-            )
-            stamp(run.created_at, now)
+            run = new_run(dataset, resolved, self._ranks, job.owner, now)
             self.runs[resolved.run] = run
         elif run.state in (tr.RUN_STATE_FAILED, tr.RUN_STATE_CANCELLED):
             self._requeue(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,9 +22,12 @@ from shortstack.streams import topics
 from shortstack.streams.broker import Position, Producer
 from shortstack.streams.envelope import outbound
 from shortstack.streams.state import StateReader
-from shortstack.training.book import JOB_ENDED, new_job
+from shortstack.training.book import JOB_ENDED, new_job, new_run
 from shortstack.training.config import TrainingConfig
 from shortstack.training.controller import TrainingController
+from shortstack.training.estimate import Estimator
+from shortstack.training.launcher import AttemptOrder
+from shortstack.training.orders import order_of
 from shortstack.training.requests import JobRequest, effective_batch
 from shortstack.training.submitted import Submitted
 from shortstack.training.v1 import training_pb2 as pb
@@ -39,7 +42,6 @@ _WATCH_S: Final = 1.0
 _OPENED_S: Final = 4.0
 """How long a question waits for a controller that is still reading."""
 _PAGE: Final = 20
-_TOKENS_UNKNOWN: Final = 0
 
 
 class TrainingServicer(TrainingServiceServicer):
@@ -55,7 +57,9 @@ class TrainingServicer(TrainingServiceServicer):
         config: TrainingConfig,
         *,
         opened_s: float = _OPENED_S,
+        explain: Callable[[AttemptOrder], Mapping[str, Any]] | None = None,
     ) -> None:
+        self._explain = explain or Estimator(config.storage_url).explain
         self._opened_s, self._submitted = opened_s, Submitted(clock)
         self._controller, self._datasets, self._bases = controller, datasets, bases
         self._producer, self._clock = producer, clock
@@ -144,8 +148,7 @@ class TrainingServicer(TrainingServiceServicer):
         return pb.CancelRunResponse(job=self._found(request.owner, job.job).job)
 
     def EstimateRun(self, request: pb.EstimateRunRequest, context: grpc.ServicerContext) -> pb.EstimateRunResponse:
-        """Resolved settings and steps on the newest ready version of a dataset. Tokens are known to the trainer alone
-        (``--explain``) and are 0 here."""
+        """Resolved settings, records, tokens and steps on the newest ready version of a dataset."""
         owner = request.owner or DEFAULT_OWNER
         mine = [s for s in self._datasets.values() if s.publication.owner == owner and s.state == DATASET_STATE_READY]
         named = [s for s in mine if s.publication.dataset == request.dataset]
@@ -163,12 +166,14 @@ class TrainingServicer(TrainingServiceServicer):
             ranks=self._ranks,
             where=where,
         )
-        schedule = resolved.config.schedule(rows=dataset.counts.train, ranks=self._ranks)
+        run = new_run(dataset, resolved, self._ranks, owner, self._clock.now())
+        explained = self._explain(order_of(run, self._bases, [dataset], self._ranks))
         return pb.EstimateRunResponse(
-            config_json=resolved.config.model_dump_json(),
-            records=dataset.counts.train,
-            tokens=_TOKENS_UNKNOWN,
-            steps=schedule.max_steps,
+            config_json=orjson.dumps(explained["config"]).decode(),
+            records=explained["train"]["records"],
+            tokens=explained["tokens"],
+            steps=explained["schedule"]["max_steps"],
+            explain_json=orjson.dumps(explained).decode(),
         )
 
     def ListEvents(self, request: pb.ListEventsRequest, context: grpc.ServicerContext) -> pb.ListEventsResponse:

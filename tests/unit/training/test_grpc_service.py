@@ -22,6 +22,7 @@ from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.streams.broker import Outbound, Position
 from shortstack.training.grpc_service import TrainingServicer
+from shortstack.training.launcher import AttemptOrder
 from shortstack.training.v1 import training_pb2 as pb
 from shortstack.training.v1.training_pb2_grpc import TrainingServiceStub, add_TrainingServiceServicer_to_server
 
@@ -269,14 +270,35 @@ def test_a_cancel_is_final_when_it_is_answered(world: World, stub: Any) -> None:
     assert stub.CancelRun(pb.CancelRunRequest(id="ftjob-1"), timeout=20).job == job
 
 
-def test_an_estimate_starts_nothing(world: World, stub: Any, running: Running) -> None:
-    missing = refused(lambda: stub.EstimateRun(pb.EstimateRunRequest(dataset="faq", request_json='{"train":{}}')))
-    assert isinstance(missing, NotFound)
+def test_an_estimate_starts_nothing(world: World, running: Running) -> None:
+    orders: list[AttemptOrder] = []
+
+    def explain(order: AttemptOrder) -> dict[str, Any]:
+        orders.append(order)
+        train = {"records": 80, "tokens": 900}
+        return {"config": {"max_steps": 20}, "train": train, "tokens": 1800, "schedule": {"max_steps": 20}}
+
+    servicer = TrainingServicer(
+        running.controller,
+        running.datasets,
+        world.bases,
+        world.broker.producer(),
+        world.clock,
+        world.config,
+        explain=explain,
+    )
+    text = '{"train": {"num_epochs": 2, "micro_batch_size": 8}}'
+    with pytest.raises(NotFound):
+        servicer.EstimateRun(pb.EstimateRunRequest(dataset="faq", request_json=text), None)
     world.ready(train=80)
     running.datasets.wait_caught_up(5)
-    text = '{"train": {"num_epochs": 2, "micro_batch_size": 8}}'
-    estimate = stub.EstimateRun(pb.EstimateRunRequest(dataset="faq", request_json=text))
-    assert (estimate.records, estimate.steps) == (80, 20)
+    estimate = servicer.EstimateRun(pb.EstimateRunRequest(dataset="faq", request_json=text), None)
+    assert (estimate.records, estimate.tokens, estimate.steps) == (80, 1800, 20)
+    assert orjson.loads(estimate.config_json) == {"max_steps": 20}
+    assert orjson.loads(estimate.explain_json)["train"]["tokens"] == 900
+    (order,) = orders
+    assert (order.run, order.plan["config"]["num_epochs"]) == (order.plan["run"], 2.0)
+    running.turn(3)
     assert world.launcher.orders == []
 
 

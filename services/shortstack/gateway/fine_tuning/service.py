@@ -86,16 +86,7 @@ class JobService:
             "hyperparameters": dict(wish.hyperparameters),
         }
         request = {"train": train, "deploy": deploy, "openai": openai}
-        publication = {
-            "dataset": dataset,
-            # As people upload them: chat JSONL, nothing to be guessed.
-            "source": {"uri": f"blob://{file.key}", "file_format": "jsonl"},
-            "format": "messages",
-            "recipe": "verbatim",
-            "train": train,
-            "deploy": deploy,
-            "job": job,
-        }
+        publication = {**_publication(dataset, file), "train": train, "deploy": deploy, "job": job}
         try:
             opened = await self._submit(owner, job, dataset, request)
             if opened.publication or opened.state != tr.JOB_STATE_VALIDATING_FILES:  # the repeat of one that went well
@@ -236,6 +227,12 @@ class JobService:
         request = training_pb2.ListEventsRequest(owner=owner, id=job, limit=_EVENTS_KEPT)
         events = await call(self._training.ListEvents, request, self._timeout_s, "training")
         return mapping.checkpoints(events.events, job, found.job.model or found.run.base_model or job)
+
+
+def _publication(dataset: str, file: StoredFile) -> dict[str, Any]:
+    """As people upload them: chat JSONL, nothing to be guessed."""
+    source = {"uri": f"blob://{file.key}", "file_format": "jsonl"}
+    return {"dataset": dataset, "source": source, "format": "messages", "recipe": "verbatim"}
 
 
 def _no_such_job(job: str) -> NotFound:

@@ -292,10 +292,14 @@ class EstimateRunResponse(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    EXPLAIN_JSON_FIELD_NUMBER: _builtins.int
     config_json: _builtins.str
     records: _builtins.int
+    """Training records, tokens over all epochs, and optimizer steps, as the trainer counts them."""
     tokens: _builtins.int
     steps: _builtins.int
+    explain_json: _builtins.str
+    """All that the trainer's --explain says: {"effective_batch", "schedule", "tokens_per_epoch", "train", "config", …}."""
     def __init__(
         self,
         *,
@@ -303,10 +307,11 @@ class EstimateRunResponse(_message.Message):
         records: _builtins.int = ...,
         tokens: _builtins.int = ...,
         steps: _builtins.int = ...,
+        explain_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "records", b"records", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "explain_json", b"explain_json", "records", b"records", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

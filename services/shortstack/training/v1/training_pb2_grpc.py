@@ -109,7 +109,8 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EstimateRun(self, request, context):
-        """Resolved config, records, tokens, steps and memory; nothing is started.
+        """Resolved config, records, tokens and steps on the newest ready version of a dataset; nothing is trained. The dataset
+        is tokenized for it: give it minutes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,9 @@ class TrainingServiceStub:
     """The job and its run as they stand, then each change; with the events so far first."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.CancelRunRequest, _training_pb2.CancelRunResponse]
     EstimateRun: _grpc.UnaryUnaryMultiCallable[_training_pb2.EstimateRunRequest, _training_pb2.EstimateRunResponse]
-    """Resolved config, records, tokens, steps and memory; nothing is started."""
+    """Resolved config, records, tokens and steps on the newest ready version of a dataset; nothing is trained. The dataset
+    is tokenized for it: give it minutes.
+    """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListEventsRequest, _training_pb2.ListEventsResponse]
     """Events of a job, newest first."""
 
@@ -58,7 +60,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """The job and its run as they stand, then each change; with the events so far first."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_training_pb2.CancelRunRequest, _training_pb2.CancelRunResponse]  # type: ignore[assignment]
     EstimateRun: _aio.UnaryUnaryMultiCallable[_training_pb2.EstimateRunRequest, _training_pb2.EstimateRunResponse]  # type: ignore[assignment]
-    """Resolved config, records, tokens, steps and memory; nothing is started."""
+    """Resolved config, records, tokens and steps on the newest ready version of a dataset; nothing is trained. The dataset
+    is tokenized for it: give it minutes.
+    """
     ListEvents: _aio.UnaryUnaryMultiCallable[_training_pb2.ListEventsRequest, _training_pb2.ListEventsResponse]  # type: ignore[assignment]
     """Events of a job, newest first."""
 
@@ -108,7 +112,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.EstimateRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.EstimateRunResponse, _abc.Awaitable[_training_pb2.EstimateRunResponse]]:
-        """Resolved config, records, tokens, steps and memory; nothing is started."""
+        """Resolved config, records, tokens and steps on the newest ready version of a dataset; nothing is trained. The dataset
+        is tokenized for it: give it minutes.
+        """
 
     @_abc_1.abstractmethod
     def ListEvents(
