@@ -176,12 +176,12 @@ class ModelBook:
         """Fine-tuned models that take traffic."""
         return [m for m in self.models.values() if m.state == sv.MODEL_STATE_SERVED and m.export.digest]
 
-    def progressed(self, name: str, part: float, now: datetime) -> None:
-        """The rollout is so far, 0 to 1; it never goes back."""
+    def progressed(self, name: str, part: float) -> None:
+        """The rollout is so far, 0 to 1; it never goes back. No change that would make an older withdrawal stale."""
         model = self.models[name]
         if model.state in _OPEN and part > model.progress:
             model.progress = part
-            self._touch(model, now)
+            self.dirty.add(f"model/{name}")
 
     def proving(self, name: str, now: datetime) -> None:
         """The weights are loaded, the probes are being asked."""

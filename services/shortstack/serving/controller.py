@@ -285,7 +285,7 @@ class ServingController:
         if rolling is None:
             return
         now = self._clock.now()
-        self._book.progressed(rolling.name, rolling.progress, now)
+        self._book.progressed(rolling.name, rolling.progress)
         if rolling.proving.is_set():
             self._book.proving(rolling.name, now)
         if not rolling.future.done():

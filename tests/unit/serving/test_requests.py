@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.unit.serving.world import BASE, Running, World
 from shortstack.core.errors import Transient
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
+from shortstack.serving.book import ModelBook
 from shortstack.serving.grpc_service import ServingServicer
 from shortstack.serving.v1 import serving_pb2 as pb
 from shortstack.streams import topics
@@ -103,6 +105,15 @@ def test_a_move_that_was_taken_is_not_refused_at_a_later_start(world: World) -> 
         assert again.weights("faq@prod") == {BASE: 100}
         assert again.controller.shown()[f"model/{model}"].model.state == WITHDRAWN
     assert letters(world) == []
+
+
+def test_a_rollout_that_goes_on_makes_no_withdrawal_stale() -> None:
+    book, now = ModelBook(), datetime(2026, 1, 1, tzinfo=UTC)
+    run = tr.RunSnapshot(run="run-a", export=tr.Export(digest="a" * 64))
+    book.deploy(run, "ft:a", "default", "", now, now)
+    asked = now + timedelta(seconds=1)
+    book.progressed("ft:a", 0.5)
+    assert book.withdraw("ft:a", asked, asked + timedelta(seconds=1))
 
 
 def call(world: World, running: Running, name: str, model: str) -> Any:
