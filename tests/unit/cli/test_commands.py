@@ -221,17 +221,3 @@ def test_a_refused_question_does_not_end_the_conversation(gateway: Gateway) -> N
     assert said.stderr.count("too long") == 2
     alone = CliRunner().invoke(app, ["chat", "--model", "m", "-m", "one"], env=gateway.environment)
     assert "too long" in str(alone.exception)
-
-
-def test_an_interrupted_start_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from shortstack.cli import demo
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    stopped: list[object] = []
-    monkeypatch.setattr(demo, "up", interrupted)
-    monkeypatch.setattr(demo, "down", stopped.append)
-    said = CliRunner().invoke(app, ["demo"], env={"SHORTSTACK_VAR": str(tmp_path)})
-    assert said.exit_code != 0
-    assert len(stopped) == 1
