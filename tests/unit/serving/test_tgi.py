@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
@@ -76,3 +77,20 @@ def test_what_a_server_refuses_is_told_from_what_it_fails_and_is_too_busy_for(co
         with pytest.raises(kind) as raised:
             client.tokenize("hello")
         assert type(raised.value) is kind
+
+
+def test_a_busy_server_gets_20_s_to_say_that_it_is_healthy_and_one_that_is_gone_2_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # TGI's /health waits for the batch under way: 5.7 s were seen while it decoded, 20 s while it was frozen.
+    seen: list[dict[str, float]] = []
+
+    def handle(self: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        seen.append(request.extensions["timeout"])
+        return httpx.Response(200)
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", handle)
+    with closing(TgiClient("http://127.0.0.1:9", 300)) as client:
+        assert client.healthy()
+    assert seen[0]["read"] > 20
+    assert seen[0]["connect"] == 2
