@@ -17,6 +17,11 @@ __all__ = ["json_values"]
 _CHUNK: Final = 1 << 18
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _DECODER: Final = json.JSONDecoder()
+_SKIPPER: Final = json.JSONDecoder(parse_int=len)
+"""Finds the end of a value with an integer that Python does not read; what it makes of integers is not used."""
+
+_EXCERPT: Final = 2000
+_DIGITS: Final = "holds an integer of more than 4300 digits"
 
 
 class _Scanner:
@@ -46,15 +51,15 @@ class _Scanner:
         """Passes the character that `peek` showed."""
         self._advance(self._at + 1)
 
-    def value(self) -> Any:
-        """The next value, whole.
+    def item(self, place: str) -> Item | Malformed:
+        """The next value, whole; malformed if it holds an integer of more than 4300 digits.
 
         Raises:
             Unreadable: there is none, or it is longer than the limit.
         """
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end, readable = self._decode()
             except json.JSONDecodeError as error:
                 if self._fill():
                     continue
@@ -70,8 +75,18 @@ class _Scanner:
             if end == len(self._text) and not self._ended:
                 self._fill()
                 continue
+            raw = "" if readable else self._text[self._at : min(end, self._at + _EXCERPT)]
             self._advance(end)
-            return value
+            return Item(place, value) if readable else Malformed(place, _DIGITS, raw)
+
+    def _decode(self) -> tuple[Any, int, bool]:
+        """(value, its end, whether the value can be used)."""
+        try:
+            return *_DECODER.raw_decode(self._text, self._at), True
+        except json.JSONDecodeError:
+            raise
+        except ValueError:
+            return *_SKIPPER.raw_decode(self._text, self._at), False
 
     def _advance(self, end: int) -> None:
         self.line += self._text.count("\n", self._at, end)
@@ -111,17 +126,17 @@ def json_values(stream: io.BufferedReader, limits: Limits) -> Iterator[Item | Ma
         if not scanner.peek():
             return
         line = scanner.line
-        yield Item(f"line {line} item {number}", scanner.value())
+        yield scanner.item(f"line {line} item {number}")
 
 
-def _array(scanner: _Scanner) -> Iterator[Item]:
+def _array(scanner: _Scanner) -> Iterator[Item | Malformed]:
     if scanner.peek() == "]":
         scanner.skip()
     else:
         for number in itertools.count(1):
             scanner.peek()
             line = scanner.line
-            yield Item(f"line {line} item {number}", scanner.value())
+            yield scanner.item(f"line {line} item {number}")
             if _closed(scanner):
                 break
     if rest := scanner.peek():

@@ -123,14 +123,34 @@ def _parquet(path: Path, limits: Limits, positional: bool) -> Iterator[Item | Ma
             for batch in file.iter_batches(batch_size=64):
                 unfolded += batch.nbytes
                 check_unfolded(unfolded, packed, limits)
-                for value in batch.to_pylist():
-                    yield Item(f"row {next(numbers)}", _plain(value))
+                for row in _rows(batch):
+                    place = f"row {next(numbers)}"
+                    yield Malformed(place, row) if isinstance(row, str) else Item(place, _plain(row))
     except MemoryError:  # Arrow's is one of its own exceptions too
         raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise Unreadable(
             f"not a whole Parquet file: {error}", code="damaged_source", remedy="Write and publish the file again."
         ) from error
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
+    """Rows as Python objects; of one that holds what Python has no value for, why there is none."""
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError):  # a date beyond the year 9999, text that is no UTF-8
+        for number in range(len(batch)):
+            yield _row(batch.slice(number, 1))
+
+
+def _row(batch: pa.RecordBatch) -> dict[str, Any] | str:
+    found: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            (found[name],) = column.to_pylist()
+        except (ValueError, OverflowError) as error:
+            return f'column "{name}" holds what cannot be read: {error}'
+    return found
 
 
 def _plain(value: Any) -> Any:
