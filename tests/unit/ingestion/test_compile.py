@@ -6,6 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,3 +129,47 @@ def test_a_reader_that_dies_is_a_reasoned_failure(tmp_path: Path) -> None:
     ):
         list(events)
     assert (failed.value.code, failed.value.where) == ("reader_died", "pairs.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("broken", "family"), [(60, "prompt_completion"), (9_000, "prompt_completion"), (10_001, "unknown")]
+)
+def test_broken_lines_at_the_top_do_not_hide_what_the_others_are(tmp_path: Path, broken: int, family: str) -> None:
+    path = tmp_path / "notes.jsonl"
+    path.write_bytes(b"# note\n" * broken + b'{"prompt": "q", "completion": "a"}\n' * 100)
+    opened, *_, done = compile_source(path, CompileJob("notes.jsonl"))
+    used = 0 if family == "unknown" else 100
+    assert opened == Opened("jsonl", family)
+    assert isinstance(done, Done)
+    assert (done.used, done.rejected) == (used, broken + 100 - used)
+
+
+def malformed_of(path: Path) -> tuple[Malformed, int]:
+    """The one malformed item of a file of three, and how many were used."""
+    events = list(compile_source(path, CompileJob(path.name)))
+    (bad,) = [event for event in events if isinstance(event, Malformed)]
+    assert isinstance(events[-1], Done)
+    return bad, events[-1].used
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [("1" * 5000, "integer of more than 4300 digits"), ("-" + "1" * 5000, "4300 digits"), ("1" * 30, "64-bit")],
+)
+def test_a_number_that_cannot_be_kept_costs_its_item_alone(tmp_path: Path, number: str, reason: str) -> None:
+    path = tmp_path / "pairs.json"
+    good = '{"prompt": "q", "completion": "a"}'
+    path.write_text(f'[{good},\n{{"prompt": "q", "completion": {number}}},\n{good}]', encoding="utf-8")
+    bad, used = malformed_of(path)
+    assert (bad.place, used) == ("line 2 item 2", 2)
+    assert reason in bad.reason
+    assert "Unicode" not in bad.reason
+    assert number[:100] in bad.raw
+
+
+def test_a_date_that_python_has_not_costs_its_row_alone(tmp_path: Path) -> None:
+    dates = pa.array([0, 253402300800000, 1], type=pa.timestamp("ms"))
+    pq.write_table(pa.table({"prompt": ["q"] * 3, "completion": ["a"] * 3, "at": dates}), tmp_path / "dates.parquet")
+    bad, used = malformed_of(tmp_path / "dates.parquet")
+    assert (bad.place, used) == ("row 2", 2)
+    assert 'column "at"' in bad.reason

@@ -31,7 +31,10 @@ BATCH_RECORDS: Final = 4096
 """Most records of a batch, so that many tiny ones stay one short piece of work."""
 
 _SAMPLE: Final = 50
-"""Items that are looked at to tell the family."""
+"""Objects that are looked at to tell the family."""
+
+_SAMPLED: Final = 10_000
+"""Items among which they are looked for: broken ones may come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +116,9 @@ def inspect_source(path: Path, job: CompileJob) -> Opened:
     file_format = job.file_format or detect_file_format(path, job.name, job.limits)
     if job.family:
         return Opened(file_format, job.family)
-    head = itertools.islice(read_items(path, file_format, job.limits, positional=job.positional), _SAMPLE)
-    sample = [
-        rename(item.value, job.columns) for item in head if isinstance(item, Item) and isinstance(item.value, dict)
-    ]
+    head = itertools.islice(read_items(path, file_format, job.limits, positional=job.positional), _SAMPLED)
+    objects = (item.value for item in head if isinstance(item, Item) and isinstance(item.value, dict))
+    sample = [rename(value, job.columns) for value in itertools.islice(objects, _SAMPLE)]
     return Opened(file_format, detect_family(sample))
 
 
@@ -168,8 +170,10 @@ def _compile(
             raise Invalid(f"is {size} bytes as a record; at most {MAX_RECORD_BYTES}")
     except Invalid as error:
         return Malformed(item.place, str(error), _raw(item.value))
-    except TypeError as error:  # orjson: lone surrogates, which stand for bytes that are no UTF-8
-        return Malformed(item.place, f"is not valid Unicode: {error}", _raw(item.value))
+    except TypeError as error:
+        # Of what orjson cannot write, lone surrogates stand for bytes that are no UTF-8.
+        wrong = "is not valid Unicode" if "surrogate" in str(error) else "cannot be kept"
+        return Malformed(item.place, f"{wrong}: {error}", _raw(item.value))
     return record, size
 
 
