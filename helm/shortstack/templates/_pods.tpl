@@ -43,13 +43,13 @@ imagePullSecrets:
 {{- with default $root.Values.scheduling.priorityClassName .own.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
-{{- with default $root.Values.scheduling.nodeSelector .own.nodeSelector }}
+{{- with include "shortstack.pod.nodeSelector" . }}
 nodeSelector:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
-{{- with default $root.Values.scheduling.tolerations .own.tolerations }}
+{{- with include "shortstack.pod.tolerations" . }}
 tolerations:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 {{- with include "shortstack.pod.affinity" . }}
 affinity:
@@ -65,8 +65,48 @@ affinity:
 {{- end }}
 
 {{/*
+Where all that mount the claim run on one node, that node must suit those of them that need GPUs: their node selectors
+and tolerations are everybody's, for the first pod that is scheduled chooses the node for all.
+*/}}
+{{- define "shortstack.pod.nodeSelector" -}}
+{{- $root := .root -}}
+{{- $selector := deepCopy (default $root.Values.scheduling.nodeSelector .own.nodeSelector | default dict) -}}
+{{- if and .blobs (include "shortstack.storage.oneNode" $root) -}}
+{{- range $name, $gpu := dict "training.job" $root.Values.training.job "serving.server" $root.Values.serving.server -}}
+{{- if gt (int $gpu.gpus) 0 -}}
+{{- range $label, $value := $gpu.nodeSelector -}}
+{{- if ne $value (get $selector $label | default $value) -}}
+{{- fail (printf "%s.nodeSelector: %s is %s there and %s elsewhere, but objects lie on a claim that one node alone may mount; give all of them the same, or storage.claim.accessMode ReadWriteMany" $name $label $value (get $selector $label)) -}}
+{{- end -}}
+{{- $_ := set $selector $label $value -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with $selector -}}
+{{- toYaml . -}}
+{{- end -}}
+{{- end }}
+
+{{- define "shortstack.pod.tolerations" -}}
+{{- $root := .root -}}
+{{- $tolerations := default $root.Values.scheduling.tolerations .own.tolerations | default list -}}
+{{- if and .blobs (include "shortstack.storage.oneNode" $root) -}}
+{{- range list $root.Values.training.job $root.Values.serving.server -}}
+{{- if gt (int .gpus) 0 -}}
+{{- $tolerations = concat $tolerations (default list .tolerations) | uniq -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with $tolerations -}}
+{{- toYaml . -}}
+{{- end -}}
+{{- end }}
+
+{{/*
 A claim that one node alone may mount keeps all pods that mount it on that node. The first of them schedules
-anywhere: a required affinity that the pod itself fulfils counts as met while no other pod does.
+anywhere: a required affinity that the pod itself fulfils counts as met while no other pod does. Those that ask for no
+GPU themselves prefer nodes that have some, where others of them will need one.
 */}}
 {{- define "shortstack.pod.affinity" -}}
 {{- $affinity := deepCopy (default $.root.Values.scheduling.affinity $.own.affinity | default dict) -}}
@@ -76,6 +116,15 @@ anywhere: a required affinity that the pod itself fulfils counts as met while no
 {{- $required := append (default list $pods.requiredDuringSchedulingIgnoredDuringExecution) $term -}}
 {{- $_ := set $pods "requiredDuringSchedulingIgnoredDuringExecution" $required -}}
 {{- $_ := set $affinity "podAffinity" $pods -}}
+{{- $gpus := add (int .root.Values.training.job.gpus) (int .root.Values.serving.server.gpus) -}}
+{{- if and (gt $gpus 0) .root.Values.gpu.nodeLabel (eq (int (default 0 .own.gpus)) 0) -}}
+{{- $label := list (dict "key" .root.Values.gpu.nodeLabel "operator" "Exists") -}}
+{{- $nodes := default dict $affinity.nodeAffinity -}}
+{{- $wish := dict "weight" 100 "preference" (dict "matchExpressions" $label) -}}
+{{- $wishes := append (default list $nodes.preferredDuringSchedulingIgnoredDuringExecution) $wish -}}
+{{- $_ := set $nodes "preferredDuringSchedulingIgnoredDuringExecution" $wishes -}}
+{{- $_ := set $affinity "nodeAffinity" $nodes -}}
+{{- end -}}
 {{- end -}}
 {{- with $affinity -}}
 {{- toYaml . -}}

@@ -9,6 +9,25 @@
 {{- default (printf "%s-blobs" (include "shortstack.fullname" .)) .Values.storage.claim.existingClaim -}}
 {{- end }}
 
+{{/* The claim as it is in the cluster; empty where there is none, or none can be looked up. */}}
+{{- define "shortstack.storage.modes" -}}
+{{- $there := lookup "v1" "PersistentVolumeClaim" .Release.Namespace (include "shortstack.storage.claim" .) -}}
+{{- if $there -}}
+{{- join ", " $there.spec.accessModes -}}
+{{- end -}}
+{{- end }}
+
+{{/* A claim's access modes never change: refused here by the value's name, and not only by the API server. */}}
+{{- define "shortstack.storage.unchanged" -}}
+{{- if eq .Values.storage.kind "claim" -}}
+{{- $modes := include "shortstack.storage.modes" . -}}
+{{- $wanted := .Values.storage.claim.accessMode -}}
+{{- if and $modes (not (has $wanted (splitList ", " $modes))) -}}
+{{- fail (printf "storage.claim.accessMode: %s, but the claim %s is there already as %s, which cannot be changed; give it that, or move the objects to another claim: docs/operate.md, \"Moving the objects\"" $wanted (include "shortstack.storage.claim" .) $modes) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "shortstack.storage.env" -}}
 {{- $s3 := .Values.storage.s3 -}}
 {{- if eq .Values.storage.kind "claim" }}

@@ -74,25 +74,31 @@ def helm() -> str:
     return found
 
 
-def render(*sets: str, values: str | None = None, chart: Path = CHART, by: Given = "file") -> list[Object]:
+def render(
+    *sets: str, values: str | None = None, chart: Path = CHART, by: Given = "file", cluster: Path | None = None
+) -> list[Object]:
     """The objects of the chart.
 
     Args:
         sets: as of ``--set``.
         values: name of a file below the chart's ``values``.
         chart: another one.
+        cluster: kubeconfig of the API server that ``lookup`` asks; None: nothing is found.
         by: how helm is given ``sets``. As a file, as people do: there its numbers are floats, with ``--set`` integers.
 
     Raises:
         Refused: a value is wrong.
     """
-    return list(_rendered(sets, values, chart, by))
+    return list(_rendered(sets, values, chart, by, cluster))
 
 
 @cache
-def _rendered(sets: tuple[str, ...], values: str | None, chart: Path, by: Given) -> tuple[Object, ...]:
+def _rendered(
+    sets: tuple[str, ...], values: str | None, chart: Path, by: Given, cluster: Path | None
+) -> tuple[Object, ...]:
     given = ["--values", str(CHART / "values" / f"{values}.yaml")] if values else []
     given += [part for each in sets for part in ("--set", each)] if by == "set" else ["--values", "-"]
+    given += ["--kubeconfig", str(cluster), "--dry-run=server"] if cluster else []
     command = [helm(), "template", RELEASE, str(chart), "--namespace", "here", *given]
     text = json.dumps(nested(sets)) if by == "file" else None
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=60)
@@ -141,6 +147,16 @@ def _value(text: str) -> object:
     if text in {"true", "false", "null"} or re.fullmatch(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?", text):
         return json.loads(text)
     return text.replace("\\,", ",")
+
+
+def notes(folder: Path, *sets: str, cluster: Path | None = None) -> str:
+    """What an install says at its end; ``folder`` is for a copy of the chart, as helm tells it to installs alone."""
+    chart = shutil.copytree(CHART, folder / f"notes-{len(list(folder.iterdir()))}")
+    text = (
+        '{{ dict "kind" "Notes" "metadata" (dict "name" "notes") "text" (include "shortstack/templates/NOTES.txt" .) }}'
+    )
+    (chart / "templates" / "notes.yaml").write_text(text.replace("}}", "| toYaml }}"))
+    return str(of_kind(render(*sets, chart=chart, cluster=cluster), "Notes")["notes"]["text"])
 
 
 def of_kind(objects: list[Object], kind: str) -> dict[str, Object]:

@@ -12,7 +12,7 @@ from tests.unit.chart.rendering import FULL, VALUES, made, of_kind, pod, render
 from shortstack.cluster.api import read_template
 
 TGI = ("serving.server.kind=tgi",)
-EMBEDDED = ("serving.server.kind=embedded", "serving.server.gpus=0")
+EMBEDDED = ("serving.server.kind=embedded", "serving.server.gpus=0", "gpu.nodeLabel=")  # without a wish for a node
 
 
 def _container(spec: dict[str, Any], name: str) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from tests.unit.chart.rendering import FULL, PodTemplate, matches, of_kind, pod, pods, render
+from tests.unit.chart.rendering import FULL, PodTemplate, Refused, matches, of_kind, pod, pods, render
 
 from shortstack.gateway.keys.secret import check_key
 
@@ -35,6 +36,46 @@ def test_a_claim_for_one_node_keeps_all_its_users_there() -> None:
         # Also itself: the first one schedules because it fulfils its own affinity.
         assert all(matches(term["labelSelector"], other.labels) for other in users), each.owner  # type: ignore[arg-type]
     assert of_kind(objects, "PersistentVolumeClaim")[f"{FULL}-blobs"]["spec"]["accessModes"] == ["ReadWriteOnce"]
+
+
+GPU_NODES = (
+    "training.job.nodeSelector.pool=gpu",
+    "training.job.tolerations[0].key=nvidia.com/gpu",
+    "training.job.tolerations[0].operator=Exists",
+)
+
+
+def _preferred(each: PodTemplate) -> list[dict[str, Any]]:
+    affinity = each.spec.get("affinity", {}).get("nodeAffinity", {})
+    return list(affinity.get("preferredDuringSchedulingIgnoredDuringExecution", []))
+
+
+def test_a_claim_for_one_node_lies_where_gpus_are() -> None:
+    """The first pod that is scheduled chooses the node, and that is seldom one that asks for a GPU."""
+    label = [{"key": "nvidia.com/gpu.present", "operator": "Exists"}]
+    for each in pods(render()):
+        wanted = each.component in USERS - {"trainer", "server"}
+        assert [wish["preference"]["matchExpressions"] for wish in _preferred(each)] == ([label] if wanted else [])
+    own = "gateway.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight=7"
+    assert [wish["weight"] for wish in _preferred(pod(render(own), "gateway"))] == [7, 100]
+    assert not [each.owner for each in pods(render("gpu.nodeLabel=")) if _preferred(each)]
+    assert not [each.owner for each in pods(render(values="small-cpu")) if _preferred(each)]
+
+
+def test_where_gpu_pods_must_run_all_run_that_share_their_node() -> None:
+    for each in pods(render(*GPU_NODES)):
+        shares = each.component in USERS
+        assert each.spec.get("nodeSelector") == ({"pool": "gpu"} if shares else None), each.owner
+        tolerated = [toleration["key"] for toleration in each.spec.get("tolerations", [])]
+        assert tolerated == (["nvidia.com/gpu"] if shares else []), each.owner
+    for apart in ("storage.claim.accessMode=ReadWriteMany", "training.job.gpus=0"):
+        assert "nodeSelector" not in pod(render(*GPU_NODES, apart), "gateway").spec
+
+
+@pytest.mark.parametrize("other", ["serving.server.nodeSelector.pool=large", "scheduling.nodeSelector.pool=general"])
+def test_nodes_that_cannot_be_the_same_are_refused(other: str) -> None:
+    with pytest.raises(Refused, match=r"nodeSelector: pool is .* one node alone"):
+        render(*GPU_NODES, other)
 
 
 @pytest.mark.parametrize("values", ["s3", "gpu-tgi", "existing-secrets"])

@@ -185,6 +185,7 @@ def test_a_secret_that_is_named_is_not_drawn() -> None:
 
 def test_where_pods_run_is_said_once_or_for_each() -> None:
     objects = render(
+        "storage.claim.accessMode=ReadWriteMany",
         "scheduling.nodeSelector.pool=general",
         "training.job.nodeSelector.pool=gpu",
         "training.job.tolerations[0].key=nvidia.com/gpu",

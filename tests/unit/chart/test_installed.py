@@ -1,0 +1,68 @@
+"""An upgrade, or an install that finds what an earlier one has left: what may not change is refused by name."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from tests.unit.chart.cluster import api_server
+from tests.unit.chart.rendering import FULL, Refused, notes, of_kind, render
+
+BLOBS = f"persistentvolumeclaims/{FULL}-blobs"
+
+
+class Installed(Protocol):
+    """Starts a cluster in which a claim is there with these access modes; its kubeconfig."""
+
+    def __call__(self, *modes: str, name: str = BLOBS) -> Path: ...
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Iterator[Installed]:
+    with ExitStack() as servers:
+
+        def start(*modes: str, name: str = BLOBS) -> Path:
+            claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "spec": {"accessModes": list(modes)}}
+            metadata = {"name": name.partition("/")[2], "namespace": "here"}
+            return servers.enter_context(api_server(tmp_path, {name: {**claim, "metadata": metadata}}))
+
+        yield start
+
+
+def test_an_unchanged_claim_is_no_obstacle(installed: Installed) -> None:
+    assert of_kind(render(cluster=installed("ReadWriteOnce")), "PersistentVolumeClaim")
+    assert render("storage.claim.accessMode=ReadWriteMany", cluster=installed("ReadWriteMany"))
+
+
+@pytest.mark.parametrize("own", ["", "storage.claim.existingClaim=mine"])
+def test_another_access_mode_is_refused_by_its_name(installed: Installed, own: str) -> None:
+    cluster = installed("ReadWriteOnce", name="persistentvolumeclaims/mine" if own else BLOBS)
+    with pytest.raises(Refused, match=r"storage\.claim\.accessMode: ReadWriteMany, but the claim .* as ReadWriteOnce"):
+        render("storage.claim.accessMode=ReadWriteMany", *([own] if own else []), cluster=cluster)
+
+
+def test_who_turns_to_a_bucket_is_told_of_the_claim_that_is_left(installed: Installed, tmp_path: Path) -> None:
+    bucket = ("storage.kind=s3", "storage.s3.bucket=b")
+    left = notes(tmp_path, *bucket, cluster=installed("ReadWriteOnce"))
+    assert f"claim {FULL}-blobs of an earlier install is still there" in left
+    assert "earlier install" not in notes(tmp_path, *bucket)
+
+
+def test_the_key_that_was_drawn_is_kept(tmp_path: Path) -> None:
+    name = f"{FULL}-gateway-key"
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "here"}}
+    data = {"api-key": base64.b64encode(b"sk-ss-kept").decode()}
+    with api_server(tmp_path, {f"secrets/{name}": {**secret, "data": data}}) as cluster:
+        assert of_kind(render(cluster=cluster), "Secret")[name]["data"] == data
+
+
+def test_notes_say_that_a_node_for_all_must_have_gpus_where_some_need_them(tmp_path: Path) -> None:
+    cpu = ("training.job.gpus=0", "serving.server.gpus=0", "serving.server.kind=embedded")
+    assert "before the first install" in notes(tmp_path)
+    assert "training.job.nodeSelector" in notes(tmp_path)
+    assert "training.job.nodeSelector" not in notes(tmp_path, *cpu)
+    assert "one node" not in notes(tmp_path, "storage.claim.accessMode=ReadWriteMany")
