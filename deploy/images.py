@@ -353,6 +353,8 @@ def plan_of(arguments: Sequence[str]) -> tuple[Plan, str | None]:
     names = given.only or [name for name in IMAGES if name not in ON_REQUEST or ON_REQUEST[name] in build_arguments]
     for name in [*names, *files]:
         must_know(name, IMAGES, "image")
+        if name in ON_REQUEST and name not in files and (argument := ON_REQUEST[name]) not in build_arguments:
+            raise SetupError(f"{name} stands on an image of others: give --build-arg {argument}=REGISTRY/NAME:TAG")
     plan = Plan(names, given.prefix, given.tag, build_arguments, given.volume, files, given.network, given.if_changed)
     for argument in build_arguments:
         must_know(argument, [known for name in IMAGES for known in plan.declared(name)], "build argument")

@@ -19,7 +19,7 @@ RUN groupadd --gid 10001 shortstack \
 COPY --from=build /requirements/base.txt /opt/shortstack/requirements/
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=cache,id=shortstack-uv,target=/root/.cache/uv \
-    python /build/install.py base --standard-library
+    python /build/install.py base --base
 WORKDIR /app
 USER 10001:10001
 LABEL org.opencontainers.image.title="Shortstack: base" \

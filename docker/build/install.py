@@ -1,6 +1,7 @@
 """Adds a list of packages to the environment of an image: installed, trimmed, compiled. Run by that environment.
 
-python install.py NAME [--standard-library]    NAME is a list in /opt/shortstack/requirements
+python install.py NAME [--base]    NAME is a list in /opt/shortstack/requirements; with --base, Python's own folders are
+                                   compiled too, and rid of pip and its kind
 
 What is compiled beforehand counts twice: a service starts with a read-only root, so it could keep nothing that it
 compiles itself, and would do so at every start. The code files are told apart by content, not by time, so that
@@ -35,6 +36,11 @@ NEEDLESS = (
 )
 """Other parts that no service reads, as patterns below the packages."""
 
+BUILD_TOOLS = ("pip", "setuptools", "wheel", "pkg_resources", "_distutils_hack")
+"""Packages that come with an interpreter and only install others."""
+
+BUILD_COMMANDS = ("pip", "pip[0-9]*", "wheel", "easy_install*")
+
 UNUSED_STANDARD = ("test", "idlelib", "lib2to3", "ensurepip", "tkinter", "turtledemo", "site-packages", "dist-packages")
 
 
@@ -46,9 +52,14 @@ def main(arguments: Sequence[str]) -> int:
     packages = Path(sysconfig.get_path("purelib"))
     trim(packages)
     compile_all(packages, ())
-    if "--standard-library" in flags:
+    if "--base" in flags:
+        standard = Path(sysconfig.get_path("stdlib"))
+        # The usual Python image has its packages in the one folder, Debian's Python in the other.
+        remove_build_tools([standard / "site-packages", standard.with_name("python3") / "dist-packages"])
+        remove_commands([Path(sys.base_prefix) / "bin"])
+        shutil.rmtree(standard / "ensurepip", ignore_errors=True)  # it holds pip as a file to install
         # Debian's is compiled; that of the usual Python image comes without.
-        compile_all(Path(sysconfig.get_path("stdlib")), UNUSED_STANDARD)
+        compile_all(standard, UNUSED_STANDARD)
     return 0
 
 
@@ -75,6 +86,21 @@ def trim(packages: Path) -> None:
     files = [path for path in packages.rglob("*") if path.suffix in NEEDLESS_FILES]
     for file in filter(Path.is_file, [*named, *files]):
         file.unlink()
+
+
+def remove_build_tools(folders: Sequence[Path]) -> None:
+    """Removes pip and its kind from folders of packages, with what says that they are installed."""
+    patterns = [pattern for name in BUILD_TOOLS for pattern in (name, f"{name}-*.*-info")]
+    for path in (path for folder in folders for pattern in patterns for path in folder.glob(pattern)):
+        shutil.rmtree(path)
+    for folder in folders:
+        (folder / "distutils-precedence.pth").unlink(missing_ok=True)  # it would import setuptools at each start
+
+
+def remove_commands(folders: Sequence[Path]) -> None:
+    """Removes the commands that would start pip and its kind."""
+    for path in (path for folder in folders for pattern in BUILD_COMMANDS for path in folder.glob(pattern)):
+        path.unlink()
 
 
 def compile_all(folder: Path, without: Sequence[str]) -> None:

@@ -23,7 +23,17 @@ SERVICES = sorted(file.parent.name for file in ROOT.glob("services/shortstack/*/
 @pytest.fixture(scope="module")
 def lists() -> ModuleType:
     """docker/build/lists.py, which runs inside a build."""
-    spec = spec_from_file_location("docker_build_lists", ROOT / "docker" / "build" / "lists.py")
+    return of_a_build("lists")
+
+
+@pytest.fixture(scope="module")
+def install() -> ModuleType:
+    """docker/build/install.py, which runs inside a build."""
+    return of_a_build("install")
+
+
+def of_a_build(name: str) -> ModuleType:
+    spec = spec_from_file_location(f"docker_build_{name}", ROOT / "docker" / "build" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
@@ -79,6 +89,26 @@ def test_every_list_that_is_installed_is_written_from_extras_that_exist(lists: M
     assert installed == set(lists.SOURCES)
     for name, source in lists.SOURCES.items():
         assert not source.extras or [extra for extra in source.extras if extra in extras], name
+
+
+def test_the_last_stage_of_the_base_has_no_pip_and_none_of_its_kind(install: ModuleType, tmp_path: Path) -> None:
+    """Seen in a pod by: python3 -c 'import pip', with /usr/local/bin/python3."""
+    stages = (ROOT / "docker" / "base.Dockerfile").read_text().split("\nFROM ")
+    assert "python /build/install.py base --base\n" in stages[-1]
+    packages, commands = tmp_path / "site-packages", tmp_path / "bin"
+    for path in ("pip/__init__.py", "pip-24.0.dist-info/METADATA", "setuptools-79.0.1.dist-info/METADATA",
+                 "setuptools/__init__.py", "pkg_resources/__init__.py", "_distutils_hack/__init__.py",
+                 "wheel/__init__.py", "wheel-0.45.1.dist-info/METADATA", "pipeline/__init__.py"):  # fmt: skip
+        (packages / path).parent.mkdir(parents=True, exist_ok=True)
+        (packages / path).touch()
+    (packages / "distutils-precedence.pth").touch()
+    commands.mkdir()
+    for name in ("pip", "pip3", "pip3.11", "wheel", "python3", "pipe"):
+        (commands / name).touch()
+    install.remove_build_tools([packages, tmp_path / "absent"])
+    install.remove_commands([commands])
+    assert [path.name for path in packages.iterdir()] == ["pipeline"]
+    assert sorted(path.name for path in commands.iterdir()) == ["pipe", "python3"]
 
 
 def test_a_build_sees_the_package_and_nothing_that_changes_by_itself() -> None:
@@ -157,6 +187,7 @@ def test_the_index_that_pip_is_told_of_is_uvs_too(monkeypatch: pytest.MonkeyPatc
         (["--build-arg=TORCH_BACKENDS=cpu"], "did you mean TORCH_BACKEND?"),
         (["--build-arg=TORCH_BACKEND"], "write NAME=VALUE"),
         (["--file=torsh=x"], "did you mean torch?"),
+        (["--only=tgi"], "--build-arg TGI_IMAGE=REGISTRY/NAME:TAG"),
     ],
 )
 def test_a_wrong_argument_is_named_with_what_was_meant(arguments: list[str], said: str) -> None:
@@ -167,6 +198,13 @@ def test_a_wrong_argument_is_named_with_what_was_meant(arguments: list[str], sai
 @pytest.mark.parametrize(("arguments", "built"), [([], False), (["--build-arg=TGI_IMAGE=team/tgi:3.3.7"], True)])
 def test_tgi_is_built_where_its_image_is_given(arguments: list[str], built: bool) -> None:
     assert ("tgi" in images.plan_of(arguments)[0].names) is built
+
+
+def test_what_tgi_stands_on_has_no_default_that_leads_nowhere() -> None:
+    file = ROOT / "docker" / "tgi.Dockerfile"
+    assert re.findall(r"^ARG (\S+)$", file.read_text(), re.MULTILINE) == ["TGI_IMAGE"]
+    assert instructions(file, "FROM") == ["${TGI_IMAGE}"]
+    assert 'org.opencontainers.image.licenses="Apache-2.0"' in instructions(file, "LABEL")[-1]
 
 
 def command(folder: Path, name: str, script: str) -> None:

@@ -66,3 +66,9 @@ def test_notes_say_that_a_node_for_all_must_have_gpus_where_some_need_them(tmp_p
     assert "training.job.nodeSelector" in notes(tmp_path)
     assert "training.job.nodeSelector" not in notes(tmp_path, *cpu)
     assert "one node" not in notes(tmp_path, "storage.claim.accessMode=ReadWriteMany")
+
+
+def test_notes_name_the_image_that_is_built_on_request_where_it_is_needed(tmp_path: Path) -> None:
+    assert "shortstack/tgi:0.1.0. `make images`" in notes(tmp_path)
+    assert "TGI_IMAGE" not in notes(tmp_path, "serving.server.kind=embedded", "serving.server.gpus=0")
+    assert "TGI_IMAGE" not in notes(tmp_path, "serving.server.image=team/tgi:1")
