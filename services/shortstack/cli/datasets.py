@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import grpc
 import typer
-import yaml
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from shortstack.assembly.v1 import assembly_pb2 as asm
 from shortstack.cli.connection import Connection
+from shortstack.cli.given import is_file_name, mapping_in, settings_given
 from shortstack.cli.output import Json, console, errors, shorten, show
 from shortstack.core.digest import file_sha256
 from shortstack.core.errors import Invalid, NotFound
@@ -105,7 +105,7 @@ def publish(
         "recipe": _recipe(recipe),
         "prompt_format": prompt_format,
         "license": license_,
-        "train": _settings(train) if train is not None else ({} if deploy else None),
+        "train": settings_given(train, "--train") if train is not None else ({} if deploy else None),
         "deploy": {"alias": deploy, "suffix": name} if deploy else None,
     }
     message = {key: value for key, value in message.items() if value is not None}
@@ -306,34 +306,6 @@ def _pairs(texts: list[str]) -> dict[str, str]:
 
 
 def _recipe(text: str | None) -> str | Mapping[str, Any] | None:
-    if text is None or not text.endswith((".yaml", ".yml", ".json")):
+    if text is None or not is_file_name(text):
         return text
-    return _mapping(Path(text), "--recipe")
-
-
-def _settings(text: str) -> Mapping[str, Any]:
-    if text.endswith((".yaml", ".yml", ".json")):
-        return _mapping(Path(text), "--train")
-    settings = {}
-    for pair in filter(None, text.split(",")):
-        key, sign, value = pair.partition("=")
-        if not sign:
-            raise Invalid(f'"{pair}" is no setting', where="--train", remedy="Write key=value,key=value.")
-        settings[key.strip()] = _yaml(value, "--train")
-    return settings
-
-
-def _mapping(path: Path, where: str) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise NotFound(f"no file {path}", where=where)
-    value = _yaml(path.read_bytes(), f"{where} {path}")
-    if not isinstance(value, dict):
-        raise Invalid(f"{path} holds no mapping", where=where)
-    return value
-
-
-def _yaml(text: str | bytes, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Invalid(f"it is no YAML: {' '.join(str(error).split())}", where=where) from error
+    return mapping_in(Path(text), "--recipe")

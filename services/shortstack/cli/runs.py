@@ -1,4 +1,4 @@
-"""``runs``: list, watch, cancel."""
+"""``runs``: list, watch, show, cancel, explain."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from shortstack.cli.connection import Connection
+from shortstack.cli.given import settings_given
 from shortstack.cli.output import Json, console, errors, show
 from shortstack.core.errors import Conflict
 from shortstack.messages.v1 import training_pb2 as tr
@@ -23,6 +24,8 @@ app = typer.Typer(help="Training jobs and their runs.", no_args_is_help=True)
 _ENDED = (tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED)
 _EVENTS = 2000
 _WARNINGS = 10
+_COUNT_S = 620.0
+"""Counting tokens may take five minutes, and another's count may come first."""
 Id = Annotated[str, typer.Argument(help="Job id (ftjob-…) or run id.")]
 
 
@@ -81,6 +84,31 @@ def cancel(job: Id) -> None:
     if answer.job.state != tr.JOB_STATE_CANCELLED:
         raise Conflict(f"job {answer.job.job} has {job_state(answer.job.state)} already")
     console().print(f"{answer.job.job}: cancelled")
+
+
+@app.command()
+def explain(
+    dataset: Annotated[str, typer.Argument(help="Name of a dataset that is ready.")],
+    train: Annotated[
+        str, typer.Option(help="Settings as for `datasets publish`: a YAML file, or key=value,key=value.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Say what training on a dataset would take, with which settings; nothing is trained."""
+    connection = Connection.open()
+    request = json.dumps({"train": settings_given(train, "--train")})
+    answer = connection.training.EstimateRun(
+        pb.EstimateRunRequest(owner=connection.owner, dataset=dataset, request_json=request), timeout=_COUNT_S
+    )
+    explained = json.loads(answer.explain_json)
+    if as_json:
+        print(json.dumps(explained, indent=2))
+        return
+    row = {"records": answer.records, "tokens": answer.tokens, "steps": answer.steps}
+    show([{**row, "records_a_step": explained["effective_batch"]}], [*row, "records_a_step"], as_json=False)
+    config = json.loads(answer.config_json)
+    settings = [{"setting": key, "value": json.dumps(value)} for key, value in sorted(config.items())]
+    show(settings, ["setting", "value"], as_json=False)
 
 
 @app.command("show")

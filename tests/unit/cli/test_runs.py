@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from shortstack.cli.main import app
+from shortstack.core.errors import Invalid
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.training.v1 import training_pb2 as pb
 from shortstack.training.v1 import training_pb2_grpc
@@ -37,6 +38,12 @@ class Training(training_pb2_grpc.TrainingServiceServicer):
         step = tr.TrainingEvent(type="step", level="info", seq=7)
         broke_off = tr.TrainingEvent(type="broke_off", level="warn", message="Attempt 1 broke off: Evicted")
         return pb.ListEventsResponse(events=[step, broke_off])
+
+    def EstimateRun(self, request: pb.EstimateRunRequest, context: grpc.ServicerContext) -> pb.EstimateRunResponse:
+        config = {"num_epochs": 2.0, **json.loads(request.request_json)["train"]}
+        explained = {"config": config, "effective_batch": 8, "train": {"tokens": 900}}
+        told = {"config_json": json.dumps(config), "explain_json": json.dumps(explained)}
+        return pb.EstimateRunResponse(records=80, tokens=1800, steps=20, **told)
 
     def WatchRun(self, request: pb.WatchRunRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchRunResponse]:
         yield pb.WatchRunResponse(run=self.run)
@@ -81,3 +88,24 @@ def test_watching_says_what_is_waited_for_and_then_the_steps(runner: CliRunner) 
     assert lines[0] == f"waiting: {NO_NODE}"
     assert lines[1].startswith("train: step 5 of 10")
     assert lines[-1] == "ftjob-1: succeeded ft:base:x"
+
+
+def test_what_a_training_would_take_is_told_with_its_settings(runner: CliRunner) -> None:
+    arguments = ["runs", "explain", "faq", "--train", "lora_r=8,base_model=tiny"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    words = [line.split() for line in result.stdout.splitlines()]
+    assert words[1] == ["80", "1,800", "20", "8"]
+    assert [row for row in words if len(row) == 2][1:] == [
+        ["base_model", '"tiny"'],
+        ["lora_r", "8"],
+        ["num_epochs", "2.0"],
+    ]
+    as_json = runner.invoke(app, [*arguments, "--json"])
+    assert json.loads(as_json.stdout)["config"] == {"num_epochs": 2.0, "lora_r": 8, "base_model": "tiny"}
+
+
+def test_a_setting_that_is_no_pair_is_refused_before_anything_is_asked(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["runs", "explain", "faq", "--train", "lora_r"])
+    assert isinstance(result.exception, Invalid)
+    assert "--train" in str(result.exception)
