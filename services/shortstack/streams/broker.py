@@ -160,6 +160,8 @@ class Broker(Protocol):
     ) -> Consumer:
         """A new member of ``group``, from the earliest message where nothing is committed.
 
+        Both callbacks come within `poll` or `commit`; when ``on_revoked`` comes, the partitions are gone already.
+
         Raises:
             Transient: the broker is away, or a topic does not exist.
         """

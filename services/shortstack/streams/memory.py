@@ -356,12 +356,12 @@ class MemoryConsumer:
         held = self.assignment()
         revoked = held - wanted
         if revoked:
-            if self._on_revoked:
-                self._on_revoked(revoked)
             for partition in revoked:
                 del self._held.next[partition]
                 self._held.paused.discard(partition)
             self._broker.changed.notify_all()
+            if self._on_revoked:
+                self._on_revoked(revoked)
         others = (m for name, m in self._group.members.items() if name != self._name)
         free = wanted - held - {partition for other in others for partition in other.assignment()}
         if free:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from shortstack.streams.attempts import AttemptMark
 from shortstack.streams.broker import Delivery, Partition, Position
 
 __all__ = ["Held", "Round"]
@@ -13,17 +12,13 @@ __all__ = ["Held", "Round"]
 
 @dataclass(slots=True)
 class Held:
-    """A partition this member holds.
+    """How a partition that this member holds gets on.
 
     Attributes:
-        mark: attempts at the message it stands at; None once a commit has passed that.
-        careful: deliveries still to be taken one at a time, each counted before it begins.
         failures: transient errors in a row.
         resume_at: on the clock; None while it is not paused for them.
     """
 
-    mark: AttemptMark | None
-    careful: int = 0
     failures: int = 0
     resume_at: float | None = None
 

@@ -15,7 +15,7 @@ from shortstack.core.health import Health
 from shortstack.core.lifecycle import Background
 from shortstack.core.telemetry import Telemetry
 from shortstack.core.tracing import TRACEPARENT, span
-from shortstack.streams.attempts import MAX_ATTEMPTS, AttemptMark
+from shortstack.streams.attempts import MAX_ATTEMPTS, Attempts, require_readable
 from shortstack.streams.broker import Broker, Consumer, Delivery, Outbound, Partition, Position, Producer
 from shortstack.streams.dead_letters import dead_letter
 from shortstack.streams.decoding import UNREADABLE
@@ -73,7 +73,7 @@ class BatchWorker(Background):
         self._limits = limits = limits or WorkerLimits()
         self._held: dict[Partition, Held] = {}
         self._fates: deque[bool] = deque(maxlen=limits.dead_letters.window if limits.dead_letters else 1)
-        self._own: dict[Partition, AttemptMark] = {}  # counted by this process, which did not die of it
+        self._attempts = Attempts(limits.messages)
         self._stalls = 0
         self._waits = self._metrics.waits.labels(group)
 
@@ -113,9 +113,10 @@ class BatchWorker(Background):
         self._held = {}
         with ExitStack() as stack:
             self._consumer: Consumer = self._broker.consumer(
-                self._group, self._topics, on_assigned=self._assigned, on_revoked=self._give_up
+                self._group, self._topics, on_assigned=self._assigned, on_revoked=self._revoked
             )
             stack.callback(self._consumer.close)
+            self._attempts.join(self._consumer)
             self._hearing = Hearing(self._consumer, self._clock)
             self._producer: Producer = self._broker.producer()
             stack.callback(self._close_producer)
@@ -126,11 +127,11 @@ class BatchWorker(Background):
         try:
             while not self._stopping.is_set():
                 self._turn()
-            self._give_up(frozenset(self._held))
+            self._attempts.give_up()
         except Transient:
             raise
         except Exception:
-            self._give_up(frozenset(self._held))  # whatever it was, these messages had no part in it
+            self._attempts.give_up()  # whatever it was, these messages had no part in it
             raise
 
     def _close_producer(self) -> None:
@@ -164,11 +165,10 @@ class BatchWorker(Background):
                 break
             if delivery.partition in waiting:
                 continue
-            held = self._held.get(delivery.partition)
-            if held is None or held.careful:
+            if self._attempts.due(delivery.partition):
                 waiting |= self._commit(turn)
                 turn, began = Round(), self._clock.monotonic()
-                if delivery.partition in waiting or not self._begin(delivery):
+                if delivery.partition in waiting or not self._attempts.begin(delivery):
                     waiting.add(delivery.partition)
                     continue
             if not self._handle(delivery, turn):
@@ -178,41 +178,13 @@ class BatchWorker(Background):
                 turn, began = Round(), self._clock.monotonic()
         self._commit(turn)
 
-    def _begin(self, delivery: Delivery) -> bool:
-        """Counts the attempt at the first message after taking a partition over, and at each while careful.
-
-        False if the partition is no longer ours.
-        """
-        partition, offset = delivery.partition, delivery.offset
-        held = self._held.get(partition)
-        if held is None:
-            held = self._held[partition] = self._take_over(partition)
-        mark = AttemptMark(offset, held.mark.attempts if held.mark else 0)
-        if self._own.get(partition) == mark:
-            held.mark = mark
-            return True  # this process began it before, and lives
-        held.careful = max(0, held.careful - 1)
-        held.mark = self._own[partition] = mark.begun()
-        if self._consumer.commit({partition: (offset, held.mark.metadata)}):
-            return True
-        del self._held[partition], self._own[partition]
-        self._consumer.seek(partition, offset)
-        return False
-
-    def _take_over(self, partition: Partition) -> Held:
-        found = AttemptMark.read(self._consumer.committed(partition))
-        ours = found is not None and found == self._own.get(partition)
-        careful = 0 if found is None or ours or not found.attempts else self._limits.messages
-        return Held(found, careful=careful)
-
     def _handle(self, delivery: Delivery, turn: Round) -> bool:
         """Handles one message; False if its partition has to wait."""
         topic = delivery.partition.topic
-        held = self._held[delivery.partition]
-        attempts = held.mark.attempts if held.mark and held.mark.offset == delivery.offset else 1
+        attempts = self._attempts.at(delivery)
         try:
             with span(header(delivery, TRACEPARENT)), self._metrics.handle_seconds.labels(topic).time():
-                _require_readable(delivery, attempts)
+                require_readable(delivery, attempts)
                 outputs = self._handler.handle(delivery)
             failpoint("worker.handled")
             self._send(delivery, outputs, turn)
@@ -225,7 +197,8 @@ class BatchWorker(Background):
             raise
         except Exception:
             self._commit(turn)
-            self._count_death(delivery)
+            self._attempts.died(delivery)
+            self._log.error("died on a message", place=delivery.place, exc_info=True)
             raise
         self._done(delivery, turn, "handled")
         return True
@@ -239,7 +212,7 @@ class BatchWorker(Background):
 
     def _done(self, delivery: Delivery, turn: Round, outcome: str) -> None:
         turn.add(delivery)
-        self._held[delivery.partition].failures = 0
+        self._held.pop(delivery.partition, None)
         self._fates.append(outcome == "poison")
         self._metrics.deliveries.labels(delivery.partition.topic, outcome).inc()
         self._metrics.delivery_bytes.labels(delivery.partition.topic).inc(len(delivery.value or b""))
@@ -285,9 +258,7 @@ class BatchWorker(Background):
             for partition, offset in turn.first.items():
                 self._consumer.seek(partition, offset)
             return set(turn.first)
-        for partition in turn.next:
-            self._held[partition].mark = None
-            self._own.pop(partition, None)
+        self._attempts.committed(turn.next)
         return set()
 
     def _flush(self) -> None:
@@ -306,53 +277,25 @@ class BatchWorker(Background):
 
     def _wait(self, partition: Partition, offset: int, error: Transient) -> None:
         """Puts a message back and its partition to sleep; the others go on."""
-        held = self._held[partition]
+        held = self._held.setdefault(partition, Held())
         held.failures += 1
         delay = min(self._limits.backoff_s * 2 ** (held.failures - 1), self._limits.backoff_max_s)
         held.resume_at = self._clock.monotonic() + delay
         self._consumer.pause([partition])
         self._consumer.seek(partition, offset)
+        self._attempts.put_back(partition, offset)
         self._metrics.retries.labels(partition.topic).inc()
         self._log.warning("trying again", partition=str(partition), offset=offset, wait_s=delay, error=str(error))
-
-    def _count_death(self, delivery: Delivery) -> None:
-        """Marks a message that an unexpected error came from, as its killing the process would."""
-        held = self._held[delivery.partition]
-        if held.mark is None or held.mark.offset != delivery.offset:
-            mark = AttemptMark(delivery.offset).begun()
-            with suppress(Transient):  # the error itself must not be lost
-                self._consumer.commit({delivery.partition: (mark.offset, mark.metadata)})
-        self._log.error("died on a message", place=delivery.place, exc_info=True)
-        self._held.pop(delivery.partition)
 
     def _assigned(self, partitions: frozenset[Partition]) -> None:
         self._metrics.rebalances.inc()
         self._log.info("holds", partitions=sorted(map(str, partitions)))
 
-    def _give_up(self, partitions: frozenset[Partition]) -> None:
-        """Takes back the counts of attempts that did not end in death; called within `poll`, and at the end."""
-        back: dict[Partition, tuple[int, str]] = {}
+    def _revoked(self, partitions: frozenset[Partition]) -> None:
+        """Called within `poll` and `commit`."""
         for partition in partitions:
-            held = self._held.pop(partition, None)
-            own = self._own.pop(partition, None)
-            if held is not None and own is not None and held.mark == own:
-                back[partition] = (own.offset, AttemptMark(own.offset, own.attempts - 1).metadata)
-        if back:
-            with suppress(Transient):  # then the next to hold it is careful for a while
-                self._consumer.commit(back)
-
-
-def _require_readable(delivery: Delivery, attempts: int) -> None:
-    """Raises Poison for what no handler may see: it could not be unpacked, or kills who reads it."""
-    unreadable = header(delivery, UNREADABLE)
-    if unreadable is not None:
-        raise Poison(unreadable, where=delivery.place)
-    if attempts > MAX_ATTEMPTS:
-        raise Poison(
-            f"{attempts - 1} processes died on this message",
-            where=delivery.place,
-            remedy="It was set aside unread. Look at its size and content, and at the memory limit of the service.",
-        )
+            self._held.pop(partition, None)
+        self._attempts.give_up(partitions)
 
 
 def _accepted(delivery: Delivery, future: Future[Position]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -151,6 +151,27 @@ def test_a_transient_error_holds_its_partition_in_order_and_no_other(
     answers = [d.value for d in everything(broker, out.name)]
     assert answers.index(b"later") < answers.index(b"after")
     assert answers[0] == b"free"
+
+
+def test_a_message_that_waits_is_handed_on_by_a_rebalance_without_an_attempt(
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
+) -> None:
+    send(broker, topic, *[(f"k{i}", b"later") for i in range(20)])
+    recorder = Recorder(out, refusals=1_000_000)
+    with ExitStack() as stack:
+        stack.enter_context(running(work(recorder)))
+        until(lambda: len(recorder.seen) >= 8, "messages of all partitions wait")
+        other = broker.consumer(unique, [topic.name])
+        stack.callback(other.close)
+
+        def moved() -> bool:
+            other.poll(0.05)
+            return bool(other.assignment())
+
+        until(moved, "another member has some of the partitions")
+        found = [other.committed(partition) for partition in other.assignment()]
+    assert found
+    assert all(metadata == "" for _, metadata in filter(None, found))
 
 
 def test_fatal_stops_the_worker_and_its_message_comes_again(
