@@ -25,6 +25,7 @@ import orjson
 
 from shortstack.local.broker import BrokerConfig
 from shortstack.local.settings import LocalSettings
+from shortstack.local.stack import down
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RUN_BOUND_S: Final = 360.0
@@ -71,9 +72,13 @@ def summary() -> dict[str, Any]:
             "SHORTSTACK_KAFKA_LIBS": str(BrokerConfig.of(ours).libs),
         }
         command = [sys.executable, "-m", "shortstack.cli.main", "demo", "--exit"]
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
+        try:
+            done = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            )
+        finally:
+            # Interrupted, this kills the command before it can stop its stack.
+            down(LocalSettings(var=var, port_base=PORT_BASE))
         if done.returncode != 0:
             raise SystemExit(f"the main job exited {done.returncode}:\n{done.stderr}")
         found: dict[str, Any] = json.loads((var / "summary.json").read_text())
