@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +43,16 @@ def policy(root: Path) -> SourcePolicy:
     blobs.put("files/default/file-1", b"mine")
     blobs.put("files/other/file-2", b"theirs")
     return SourcePolicy([root], blobs)
+
+
+class CountingBlobs(MemoryBlobStore):
+    """Counts how often parts are asked for."""
+
+    parts_read = 0
+
+    def get(self, key: str) -> bytes:
+        self.parts_read += "/part-" in key
+        return super().get(key)
 
 
 def contents(policy: SourcePolicy, uri: str) -> list[bytes]:
@@ -168,6 +180,50 @@ def test_contradictions_in_an_upload_are_refused_by_name() -> None:
     with pytest.raises(Invalid, match="hold at least 5 records"):
         uploads.missing("o", "u", 4)
     assert uploads.missing("other", "u", 8) == "the part from 0 on"
+
+
+def test_a_part_within_another_is_refused_and_the_upload_goes_on() -> None:
+    blobs = MemoryBlobStore()
+    for uploads in (Uploads(blobs), Uploads(blobs)):  # the second knows what the first left
+        uploads.add("o", "u", 0, RECORDS[:8], where="upload u")
+        for seq, records in ((4, [{"lost": 1}]), (4, RECORDS[5:8]), (6, RECORDS[6:10])):
+            with pytest.raises(Conflict, match="sent before, in the part from 0"):
+                uploads.add("o", "u", seq, records, where="upload u")
+        uploads.add("o", "u", 4, RECORDS[4:6], where="upload u")  # cut anew, the same records
+        uploads.add("o", "u", 10, RECORDS[10:], where="upload u")
+        with pytest.raises(Conflict, match="records 10 to 10 were sent before, in the part from 10"):
+            uploads.add("o", "u", 8, [*RECORDS[8:10], {"other": 1}], where="upload u")
+    uploads.add("o", "u", 8, RECORDS[8:10], where="upload u")
+    assert uploads.missing("o", "u", 12) is None
+    with uploads.joined("o", "u", 12) as joined:
+        assert joined.read() == json_lines(RECORDS)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(1, 6), st.booleans()), max_size=12))
+def test_no_record_that_was_taken_is_lost(parts: list[tuple[int, int, bool]]) -> None:
+    uploads, taken = Uploads(MemoryBlobStore()), dict[int, object]()
+    for seq, count, other in parts:
+        records = [{"other": seq}] * count if other else RECORDS[seq : seq + count]
+        with suppress(Conflict):
+            uploads.add("o", "u", seq, records, where="test")
+            taken |= dict(enumerate(records, seq))
+    missing = uploads.missing("o", "u", 1000) or ""
+    reached = int(missing.removeprefix("the part from ").removesuffix(" on"))
+    with uploads.joined("o", "u", reached) as joined:
+        assert {number: orjson.loads(line) for number, line in enumerate(joined)} == {
+            number: record for number, record in taken.items() if number < reached
+        }
+
+
+def test_a_part_is_read_once_however_many_come_late() -> None:
+    blobs = CountingBlobs()
+    uploads = Uploads(blobs)
+    uploads.close("o", "u", {"records": 100}, at=AT, where="upload u")
+    for seq in reversed(range(100)):
+        uploads.add("o", "u", seq, [seq], where="upload u")
+        assert (uploads.missing("o", "u", 100) is None) == (seq == 0)
+    assert blobs.parts_read <= 102
 
 
 def test_a_part_beyond_the_end_is_refused_and_not_forgotten() -> None:

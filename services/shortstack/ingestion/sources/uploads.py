@@ -2,11 +2,15 @@
 
 Nothing is listed: a part stands under the number of its first record, its content says how many it holds, and so the
 next one is known. Order, retries, partitions and crashes do not matter, and whoever finds the chain whole goes on.
+A part that begins within another would be passed over; it is refused, unless the process ended between the two and a
+part before both was still missing then.
 """
 
 from __future__ import annotations
 
 import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,12 +18,16 @@ from typing import Any, BinaryIO, Final, cast
 
 import orjson
 
-from shortstack.core.errors import Conflict, Invalid, NotFound
+from shortstack.core.errors import Conflict, Invalid, NotFound, Transient
+from shortstack.ingestion.sources.parts import PartIndex
 from shortstack.storage.blobs import BlobStore
 
 __all__ = ["Closing", "Uploads", "json_lines"]
 
 _IN_MEMORY: Final = 16 * 1024 * 1024
+_ONE_WRITER: Final = "One upload has one writer, and a repeated part is the same part; start a new upload."
+_INDEXES: Final = 1000
+"""Uploads whose parts are kept in mind; those of another are asked for anew."""
 
 
 def json_lines(records: Sequence[Any]) -> bytes:
@@ -46,12 +54,15 @@ class Uploads:
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
+        self._lock = threading.Lock()
+        self._indexes: OrderedDict[tuple[str, str], PartIndex] = OrderedDict()
 
     def add(self, owner: str, upload: str, seq: int, records: Sequence[Any], *, where: str) -> None:
         """Stores a part.
 
         Raises:
-            Conflict: other records stand at that number already.
+            Conflict: other records stand at one of its numbers already.
+            Transient: a part that it overlaps is being stored.
             Invalid: the upload is closed and the part lies beyond its end, or the upload has failed.
         """
         self._require_alive(owner, upload, where)
@@ -64,15 +75,48 @@ class Uploads:
                 remedy="Start a new upload under another name.",
                 param="seq",
             )
+        index = self._index(owner, upload)
+        with index.lock:
+            overlapping = [*index.overlapping(seq, len(records))]
+            claimed = not overlapping and index.claim(seq, len(records))
+        stored = False
         try:
-            self._blobs.put(_part(owner, upload, seq), json_lines(records))
+            self._require_same(owner, upload, seq, records, overlapping, where)
+            self._put(_part(owner, upload, seq), seq, records, where)
+            stored = True
+        finally:
+            with index.lock:
+                if stored:
+                    index.store(seq, len(records))
+                elif claimed:
+                    index.release(seq)
+
+    def _put(self, key: str, seq: int, records: Sequence[Any], where: str) -> None:
+        try:
+            self._blobs.put(key, json_lines(records))
         except Conflict as error:
             raise Conflict(
-                f"the part from {seq} was sent before with other records",
-                where=where,
-                remedy="One upload has one writer, and a repeated part is the same part; start a new upload.",
-                param="seq",
+                f"the part from {seq} was sent before with other records", where=where, remedy=_ONE_WRITER, param="seq"
             ) from error
+
+    def _require_same(
+        self, owner: str, upload: str, seq: int, records: Sequence[Any], parts: Sequence[tuple[int, int]], where: str
+    ) -> None:
+        """A part cut anew is none the worse, where one of the two holds the other and both say the same."""
+        for first, count in parts:
+            low, high = max(first, seq), min(first + count, seq + len(records))
+            try:
+                lines = self._blobs.get(_part(owner, upload, first)).splitlines(keepends=True)
+            except NotFound as error:
+                raise Transient(f"the part from {first} is being stored", where=where) from error
+            nested = high - low in (count, len(records))
+            if not nested or b"".join(lines[low - first : high - first]) != json_lines(records[low - seq : high - seq]):
+                raise Conflict(
+                    f"records {low} to {high - 1} were sent before, in the part from {first}",
+                    where=where,
+                    remedy=_ONE_WRITER,
+                    param="seq",
+                )
 
     def close(self, owner: str, upload: str, message: dict[str, Any], *, at: datetime, where: str) -> None:
         """Stores what closes an upload: its message, ``records`` in it. Sent again, the first ``at`` stays.
@@ -126,9 +170,7 @@ class Uploads:
         closing = self.closing(owner, upload)
         if closing is not None:
             return self.missing(owner, upload, closing.records)
-        at = 0
-        while (count := self._count(owner, upload, at)) is not None:
-            at += count
+        at = self._reach(owner, upload)
         return f'the message with "complete": true, or the part from {at} on'
 
     def missing(self, owner: str, upload: str, total: int) -> str | None:
@@ -137,15 +179,10 @@ class Uploads:
         Raises:
             Invalid: a part reaches or lies beyond ``total``: these records would be lost without a word.
         """
-        at = 0
-        while at < total:
-            count = self._count(owner, upload, at)
-            if count is None:
-                return f"the part from {at} on"
-            at += count
-        beyond = self._count(owner, upload, at)
-        if at > total or beyond:
-            at += beyond or 0
+        at = self._reach(owner, upload)
+        if at < total:
+            return f"the part from {at} on"
+        if at > total:
             raise Invalid(
                 f"the parts hold at least {at} records, the upload was closed with {total}",
                 where=f"upload {upload}",
@@ -165,11 +202,33 @@ class Uploads:
         whole.seek(0)
         return whole
 
-    def _count(self, owner: str, upload: str, seq: int) -> int | None:
-        try:
-            return self._blobs.get(_part(owner, upload, seq)).count(b"\n")
-        except NotFound:
-            return None
+    def _index(self, owner: str, upload: str) -> PartIndex:
+        with self._lock:
+            index = self._indexes.setdefault((owner, upload), PartIndex())
+            self._indexes.move_to_end((owner, upload))
+            while len(self._indexes) > _INDEXES:
+                self._indexes.popitem(last=False)
+        with index.lock:
+            if not index.loaded:
+                self._load(owner, upload, index)
+        return index
+
+    def _load(self, owner: str, upload: str, index: PartIndex) -> None:
+        """Follows the chain in the store from where it is known: another process may have stored parts."""
+        while True:
+            try:
+                piece = self._blobs.get(_part(owner, upload, index.reached))
+            except NotFound:
+                break
+            index.store(index.reached, piece.count(b"\n"))
+        index.loaded = True
+
+    def _reach(self, owner: str, upload: str) -> int:
+        """How many records there are from 0 on without a gap."""
+        index = self._index(owner, upload)
+        with index.lock:
+            self._load(owner, upload, index)
+            return index.reached
 
 
 def _part(owner: str, upload: str, seq: int) -> str:
