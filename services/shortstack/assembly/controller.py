@@ -219,12 +219,14 @@ class DatasetController:
             if dataset.snapshot.mix:
                 self._write(publication, dataset)  # fixed before anything is made of it
         except Poison as error:
-            dataset.assembling = False
             dataset.settle(DATASET_STATE_FAILED, error.what, error.remedy, "cannot_assemble")
+            return
+        if dataset.final:  # it could not even be written down
             return
         plan = plan_of(dataset, self._config.storage_url)
         attempt = dataset.ledger.publication.attempt
         self._running[publication] = (attempt, self._pool.submit(self._assemble, plan))
+        dataset.assembling = True  # from here on; what raised before is tried again with the next turn
 
     def _assemble(self, plan: AssemblyPlan) -> AssembledVersion:
         with self._telemetry.metrics.assemble_seconds.time():
@@ -277,7 +279,12 @@ class DatasetController:
 
     def _write(self, publication: str, dataset: Dataset) -> None:
         dataset.snapshot.updated_at.FromDatetime(self._clock.now().astimezone(UTC).replace(tzinfo=None))
-        self._writer.put(publication, dataset.snapshot)
+        try:
+            self._writer.put(publication, dataset.snapshot)
+        except Poison as error:
+            self._telemetry.log.error("too much to remember", publication=publication, error=str(error))
+            dataset.shed(error)
+            self._writer.put(publication, dataset.snapshot)
         dataset.dirty = False
         dataset.forget()
         self._written_at[publication] = self._clock.monotonic()

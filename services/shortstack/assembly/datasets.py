@@ -15,6 +15,7 @@ from shortstack.assembly.commands import DatasetCommand
 from shortstack.assembly.gates import Gates, Ruling
 from shortstack.assembly.ledger import PublicationLedger
 from shortstack.assembly.plan import AssembledVersion
+from shortstack.core.errors import Poison
 from shortstack.core.identity import job_id
 from shortstack.messages.v1.dataset_pb2 import (
     DATASET_STATE_ACCEPTED,
@@ -40,6 +41,8 @@ FINAL: Final = frozenset({DATASET_STATE_READY, DATASET_STATE_FAILED, DATASET_STA
 """States that no entry changes any more; a new attempt does."""
 
 _MAX_GAPS_NAMED: Final = 5
+_MAX_WISHES: Final = 200
+"""Jobs that a snapshot remembers, the newest; the training service has taken up older ones long ago."""
 
 
 _Early = PublicationEvent | BatchEntry | DatasetCommand
@@ -94,6 +97,29 @@ class Dataset:
         del self.snapshot.reasons[:]
         self.snapshot.reasons.extend(totals.reason_counts())
         self.dirty = True
+
+    def shed(self, error: Poison) -> None:
+        """Fails a dataset whose snapshot no message can carry, and lets go of all that may have made it so large."""
+        whole = self.snapshot.publication
+        self.snapshot.publication.CopyFrom(
+            Publication(
+                publication=whole.publication,
+                attempt=whole.attempt,
+                owner=whole.owner,
+                dataset=whole.dataset,
+                job=whole.job,
+                accepted_at=whole.accepted_at,
+            )
+        )
+        del self.snapshot.mix[:], self.snapshot.reasons[:], self.snapshot.wishes[:-1]
+        for wish in self.snapshot.wishes:
+            wish.train_json, wish.deploy_json = "{}", ""
+        self.settle(
+            DATASET_STATE_FAILED,
+            f"what is to be remembered of it is too much: {error.what}",
+            "Publish it in parts, or as fewer and larger files.",
+            "too_large",
+        )
 
     def finish(self, version: AssembledVersion) -> None:
         """Takes the assembled version: the dataset is ready."""
@@ -224,6 +250,7 @@ class Datasets:
                     known.requested_at.CopyFrom(publication.accepted_at)
                     dataset.dirty = True
                 return
+        del dataset.snapshot.wishes[: -(_MAX_WISHES - 1)]
         dataset.snapshot.wishes.append(
             TrainWish(
                 job=job,
@@ -266,7 +293,6 @@ class Datasets:
     def rule(self, dataset: Dataset, ruling: Ruling) -> bool:
         """Moves the dataset as the ruling says; whether it is to be assembled."""
         if ruling.verdict == "ready":
-            dataset.assembling = True
             dataset.settle(DATASET_STATE_ASSEMBLING)
             return True
         state = DATASET_STATE_HELD if ruling.verdict == "held" else DATASET_STATE_FAILED
@@ -281,8 +307,9 @@ class Datasets:
             return
         gaps = [str(gap) for gap in dataset.ledger.gaps()]
         unannounced = [s.uri for s in dataset.ledger.publication.sources if s.ordinal not in dataset.ledger.announced]
-        named = "; ".join(gaps[:_MAX_GAPS_NAMED] + [f"{uri} not read to its end" for uri in unannounced])
-        more = f" and {len(gaps) - _MAX_GAPS_NAMED} more" if len(gaps) > _MAX_GAPS_NAMED else ""
+        missing = gaps + [f"{uri} not read to its end" for uri in unannounced]
+        named = "; ".join(missing[:_MAX_GAPS_NAMED])
+        more = f" and {len(missing) - _MAX_GAPS_NAMED} more" if len(missing) > _MAX_GAPS_NAMED else ""
         name = dataset.snapshot.publication.dataset
         dataset.settle(
             DATASET_STATE_STALLED,

@@ -229,3 +229,57 @@ def test_an_upload_that_failed_is_a_failed_dataset_with_its_reason(world: World)
         world.event(ds.PublicationEvent(failed=failed))
         turn_until(controller, state_is(ds.DATASET_STATE_FAILED, "pub-upload"))
         assert controller.snapshots()["pub-upload"].message == "missing: the part from 2 on"
+
+
+def test_a_hiccup_while_a_mix_is_written_down_delays_its_assembly_and_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    general(world, "first")
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_READY, "pub-general"))
+        real, refusals = controller._writer.put, iter([Transient("the broker is away")])
+
+        def put(key: str, message: ds.DatasetSnapshot) -> bool:
+            if message.state == ds.DATASET_STATE_ASSEMBLING:
+                for error in refusals:
+                    raise error
+            return real(key, message)
+
+        monkeypatch.setattr(controller._writer, "put", put)
+        publish(world, ["own"], recipe=MIXED)
+        with pytest.raises(Transient):
+            turn_until(controller, state_is(ds.DATASET_STATE_READY))
+        turn_until(controller, state_is(ds.DATASET_STATE_READY))
+
+
+def test_a_dataset_too_large_to_remember_fails_by_name_and_others_go_on(world: World) -> None:
+    large = publication(name="large", license="x" * (2 * 1024 * 1024 - 3000), train_json='{"note":"' + "y" * 1200 + '"}')
+    world.event(accepted(large))
+    for _ in range(2):
+        publish(world, ["a"])
+        with world.controller() as controller:
+            turn_until(controller, state_is(ds.DATASET_STATE_FAILED, "pub-large"))
+            turn_until(controller, state_is(ds.DATASET_STATE_READY))
+            snapshot = controller.snapshots()["pub-large"]
+    assert (snapshot.code, snapshot.publication.dataset) == ("too_large", "large")
+    assert "in parts" in snapshot.remedy
+
+
+def test_a_stalled_dataset_of_many_sources_names_a_few_and_counts_the_rest(world: World) -> None:
+    world.event(accepted(publication(sources=500)))
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_ACCEPTED))
+        world.clock.advance(901)
+        turn_until(controller, state_is(ds.DATASET_STATE_STALLED))
+        message = controller.snapshots()["pub-faq"].message
+    assert "faq-4.jsonl not read to its end and 495 more" in message
+
+
+def test_of_wishes_without_end_the_newest_are_remembered(world: World) -> None:
+    publish(world, ["a"])
+    for number in range(250):
+        world.event(accepted(publication(train_json=f'{{"lora_r":{number}}}')))
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_READY))
+        wishes = controller.snapshots()["pub-faq"].wishes
+    assert [wish.train_json for wish in wishes] == [f'{{"lora_r":{number}}}' for number in range(50, 250)]
