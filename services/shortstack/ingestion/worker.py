@@ -3,6 +3,7 @@
 A worker that handles one message after another would let a dataset of gigabytes hold up all that come behind it. Here
 up to ``workers`` publications are under way, their batches interleaved; a partition's offset is committed up to the
 first message that is not done, so that a crash repeats all that was unfinished, and repeating changes nothing.
+What a process died of is counted (see `streams.attempts`), and set aside after the fifth death.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Poison, Transient
+from shortstack.core.errors import Fatal, Poison, Transient
 from shortstack.core.health import Health
 from shortstack.core.identity import check_name
 from shortstack.core.lifecycle import Background
@@ -24,9 +25,9 @@ from shortstack.core.telemetry import Telemetry
 from shortstack.core.tracing import TRACEPARENT, span
 from shortstack.ingestion.publishing.publisher import Abandoned, Publisher
 from shortstack.ingestion.publishing.requests import Requests
+from shortstack.streams.attempts import Attempts, require_readable
 from shortstack.streams.broker import Broker, Consumer, Delivery, Partition, Producer
 from shortstack.streams.dead_letters import dead_letter
-from shortstack.streams.decoding import UNREADABLE
 from shortstack.streams.envelope import header
 from shortstack.streams.hearing import Hearing
 from shortstack.streams.topics import ingest_owner
@@ -39,23 +40,25 @@ _RECONNECT_S: Final = 1.0
 _BACKOFF_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 30.0
 _FLUSH_S: Final = 30.0
+_CAREFUL: Final = 64
+"""Messages of a partition that are taken one at a time after a death was found on it."""
 
 
 @dataclass(slots=True)
 class _Held:
     """A partition that is held: which of its messages are under way, and which done beyond the first that is not."""
 
-    under_way: set[int] = field(default_factory=set)
+    under_way: dict[int, Delivery] = field(default_factory=dict)
     next: int | None = None
     committed: int | None = None
     lost: threading.Event = field(default_factory=threading.Event)
 
-    def begin(self, offset: int) -> None:
-        self.under_way.add(offset)
-        self.next = offset + 1
+    def begin(self, delivery: Delivery) -> None:
+        self.under_way[delivery.offset] = delivery
+        self.next = delivery.offset + 1
 
     def end(self, offset: int) -> None:
-        self.under_way.discard(offset)
+        self.under_way.pop(offset, None)
 
     def due(self) -> int | None:
         """The offset to commit; None if nothing is new."""
@@ -95,6 +98,8 @@ class IngestionWorker(Background):
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="publication")
         self._lock = threading.Lock()
         self._held: dict[Partition, _Held] = {}
+        self._attempts = Attempts(_CAREFUL)
+        self._died: tuple[Delivery, Exception] | None = None
         self._waits = telemetry.metrics.waits.labels(GROUP)
         health.ready(GROUP, False, "waiting for Kafka")
 
@@ -120,28 +125,33 @@ class IngestionWorker(Background):
         with self._lock:
             self._held = {}
         consumer = self._broker.consumer(GROUP, self._topics, on_revoked=self._revoked)
+        self._attempts.join(consumer)
         self._health.ready(GROUP, True)
         hearing = Hearing(consumer, self._clock)
         paused: frozenset[Partition] = frozenset()
         try:
             while not self._stopping.is_set():
                 paused = self._turn(consumer, hearing, paused)
+            self._commit(consumer)
         finally:
+            self._attempts.give_up()  # what is left undone ended no process
             self._revoked(consumer.assignment())
             consumer.close()
 
     def _turn(self, consumer: Consumer, hearing: Hearing, paused: frozenset[Partition]) -> frozenset[Partition]:
         """Polls, even where nothing can be taken: membership is kept by polling."""
+        self._end_if_died(consumer)
         free = self._workers - self._busy()
-        if free <= 0:
-            paused = consumer.assignment()
-            consumer.pause(paused)
-        elif paused:
-            consumer.resume(paused & consumer.assignment())
-            paused = frozenset()
+        held = consumer.assignment()
+        wait = held if free <= 0 else held & self._alone()
+        consumer.resume((paused & held) - wait)
+        consumer.pause(wait)
+        paused = wait
         deliveries = consumer.poll(_POLL_S, max(1, free))
+        left: set[Partition] = set()
         for delivery in deliveries:
-            self._begin(delivery)
+            if delivery.partition not in left and not self._begin(consumer, delivery):
+                left.add(delivery.partition)
         self._commit(consumer)
         hearing.polled(bool(deliveries))
         self._telemetry.metrics.consumer_lag.set(consumer.lag())
@@ -152,20 +162,58 @@ class IngestionWorker(Background):
         with self._lock:
             return sum(len(held.under_way) for held in self._held.values())
 
-    def _begin(self, delivery: Delivery) -> None:
+    def _alone(self) -> frozenset[Partition]:
+        """Partitions of which one message alone is to be under way, and is."""
         with self._lock:
-            held = self._held.setdefault(delivery.partition, _Held())
-            held.begin(delivery.offset)
-        self._pool.submit(self._work, delivery, held)
+            return frozenset(p for p, held in self._held.items() if held.under_way and self._attempts.due(p))
 
-    def _commit(self, consumer: Consumer) -> None:
+    def _begin(self, consumer: Consumer, delivery: Delivery) -> bool:
+        """Hands a message to the pool; False if it, and what follows it on its partition, has to come again."""
+        partition = delivery.partition
+        if self._attempts.due(partition):
+            # A count that is over must be gone before the next begins.
+            if partition in self._alone() or not self._commit(consumer):
+                consumer.seek(partition, delivery.offset)
+                return False
+            if not self._attempts.begin(delivery):
+                return False
+        with self._lock:
+            held = self._held.setdefault(partition, _Held())
+            held.begin(delivery)
+        self._pool.submit(self._work, delivery, held, self._attempts.at(delivery))
+        return True
+
+    def _end_if_died(self, consumer: Consumer) -> None:
+        """Ends the process with what a message brought up, and counts that as its death."""
+        if self._died is None:
+            return
+        delivery, error = self._died
+        self._telemetry.log.error("died on a message", place=delivery.place, exc_info=error)
+        with self._lock:
+            held = self._held.get(delivery.partition)
+            # Nothing beyond the first that is under way can be committed; who finds its mark takes each by itself.
+            first = held.under_way[min(held.under_way)] if held is not None and held.under_way else None
+        if first is not None and not isinstance(error, Fatal):
+            with suppress(Transient):
+                self._commit(consumer)
+            self._attempts.died(first)
+        raise error
+
+    def _commit(self, consumer: Consumer) -> bool:
+        """Commits what is done; False if a rebalance is under way."""
         with self._lock:
             due = {p: offset for p, held in self._held.items() if (offset := held.due()) is not None}
-        if due and consumer.commit({partition: (offset, "") for partition, offset in due.items()}):
-            with self._lock:
-                for partition, offset in due.items():
-                    if partition in self._held:
-                        self._held[partition].committed = offset
+        marked = {p: (offset, self._attempts.metadata(p, offset)) for p, offset in due.items()}
+        if not due:
+            return True
+        if not consumer.commit(marked):
+            return False
+        self._attempts.committed(due)
+        with self._lock:
+            for partition, offset in due.items():
+                if partition in self._held:
+                    self._held[partition].committed = offset
+        return True
 
     def _revoked(self, partitions: frozenset[Partition]) -> None:
         """Another member has them now; it repeats what is under way here, so that may stop."""
@@ -174,25 +222,26 @@ class IngestionWorker(Background):
                 held = self._held.pop(partition, None)
                 if held is not None:
                     held.lost.set()
+        self._attempts.give_up(partitions)
 
-    def _work(self, delivery: Delivery, held: _Held) -> None:
+    def _work(self, delivery: Delivery, held: _Held, attempts: int) -> None:
         try:
             with span(header(delivery, TRACEPARENT)):
-                self._until_done(delivery, held)
+                self._until_done(delivery, held, attempts)
         except Abandoned:
             return
-        except Exception as error:  # noqa: BLE001 - the composition root ends the process and says why
-            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - the thread that polls ends the process with it
+            self._died = self._died or (delivery, error)
             return
         with self._lock:
             held.end(delivery.offset)
 
-    def _until_done(self, delivery: Delivery, held: _Held) -> None:
+    def _until_done(self, delivery: Delivery, held: _Held, attempts: int) -> None:
         """Handles a message; what is transient is tried again here, in its own thread."""
         pause = _BACKOFF_S
         while True:
             try:
-                self._handle(delivery, held)
+                self._handle(delivery, held, attempts)
                 return
             except Abandoned:
                 raise
@@ -204,13 +253,11 @@ class IngestionWorker(Background):
                 raise Abandoned("left to whoever reads the message next")
             pause = min(2 * pause, _BACKOFF_MAX_S)
 
-    def _handle(self, delivery: Delivery, held: _Held) -> None:
+    def _handle(self, delivery: Delivery, held: _Held, attempts: int) -> None:
         topic = delivery.partition.topic
         outcome = "handled"
         try:
-            unreadable = header(delivery, UNREADABLE)
-            if unreadable is not None:
-                raise Poison(unreadable, where=delivery.place)
+            require_readable(delivery, attempts)
             owner = check_name(ingest_owner(topic), param="owner")
             requested_at = datetime.fromtimestamp(delivery.timestamp_ms / 1000, UTC)
             order = self._requests.order(delivery.value or b"", owner, requested_at)
@@ -218,11 +265,11 @@ class IngestionWorker(Background):
                 self._publisher.run(order.plan, order.decision, lambda: self._abandoned(held))
         except Poison as error:
             outcome = "poison"
-            self._set_aside(delivery, error)
+            self._set_aside(delivery, error, attempts)
         self._telemetry.metrics.deliveries.labels(topic, outcome).inc()
 
-    def _set_aside(self, delivery: Delivery, error: Poison) -> None:
-        letter = dead_letter(delivery, error, 1, group=GROUP, clock=self._clock)
+    def _set_aside(self, delivery: Delivery, error: Poison, attempts: int) -> None:
+        letter = dead_letter(delivery, error, attempts, group=GROUP, clock=self._clock)
         sent = self._producer.send(letter)
         self._producer.flush(_FLUSH_S)
         sent.result(0)  # a flush tells a failure once, and another thread may have heard it
@@ -234,7 +281,7 @@ class IngestionWorker(Background):
         return self._stopping.is_set() or held.lost.is_set()
 
     def _fail(self, error: Exception) -> None:
-        self.failed = self.failed or error
+        super()._fail(error)
         self._health.ready(GROUP, False, str(error))
         with suppress(RuntimeError):  # the pool may be going down already
             self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,21 +1,26 @@
-"""Ingestion's consumer is replaced when it no longer hears, and says so."""
+"""Ingestion's consumer: it is replaced when it no longer hears, and a message that ends its process is set aside."""
 
 from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, cast
 
 from tests.fakes.deaf_broker import DeafOnce
 from tests.polling import until
 
-from shortstack.core.clock import FakeClock
+from shortstack.core.clock import FakeClock, SystemClock
 from shortstack.core.config import ServiceConfig
+from shortstack.core.errors import Transient
 from shortstack.core.health import Health
 from shortstack.core.telemetry import Telemetry
 from shortstack.ingestion.worker import GROUP, IngestionWorker
-from shortstack.streams.broker import Outbound
+from shortstack.streams.attempts import AttemptMark
+from shortstack.streams.broker import Broker, Outbound
+from shortstack.streams.memory import MemoryBroker
 from shortstack.streams.topics import DATASETS_INGEST
 
 DEADLINE_S = 20
@@ -62,3 +67,103 @@ def test_a_deaf_consumer_is_replaced_and_that_is_told() -> None:
     assert waits == 1
     assert "1 messages stand there and are not delivered" in said.getvalue()
     assert "warning" in said.getvalue()
+
+
+class Deadly:
+    """Ends the process over ``bad``, keeps at ``slow`` until it is let go, and takes everything else."""
+
+    def __init__(self) -> None:
+        self.begun: list[bytes] = []
+        self.done: list[bytes] = []
+        self.let_go = threading.Event()
+
+    def order(self, value: bytes, owner: str, requested_at: datetime) -> None:
+        self.begun.append(value)
+        if value == b"bad":
+            raise RuntimeError("unforeseen")
+        if value == b"slow" and not self.let_go.wait(0.02):
+            raise Transient("still at it")
+        self.done.append(value)
+
+
+@contextmanager
+def life(broker: Broker, requests: Deadly) -> Iterator[IngestionWorker]:
+    """One process, from its start to its end."""
+    clock = SystemClock()
+    with Telemetry.start(GROUP, ServiceConfig(), io.StringIO()) as telemetry:
+        worker = IngestionWorker(
+            broker,
+            [DATASETS_INGEST.name],
+            cast(Any, requests),
+            cast(Any, None),  # nothing is published
+            broker.producer(),
+            Health(60, clock),
+            telemetry,
+            clock,
+        )
+        worker.start()
+        yield worker
+        worker.stop(5)
+
+
+def sent(*values: bytes) -> MemoryBroker:
+    """A broker with these messages on one partition."""
+    broker = MemoryBroker(SystemClock())
+    broker.apply([DATASETS_INGEST])
+    for value in values:
+        broker.producer().send(Outbound(DATASETS_INGEST.name, b"faq", value)).result(5)
+    return broker
+
+
+def done(broker: MemoryBroker) -> bool:
+    return broker.lag(GROUP, [DATASETS_INGEST.name]) == 0
+
+
+def marks(broker: MemoryBroker) -> list[AttemptMark | None]:
+    return [AttemptMark.read(committed) for committed in broker.committed(GROUP).values()]
+
+
+def test_a_message_that_ends_the_process_five_times_is_set_aside() -> None:
+    broker, requests, lives = sent(b"one", b"bad", b"two"), Deadly(), 0
+    while not done(broker):
+        lives += 1
+        with life(broker, requests) as worker:
+            until(lambda: worker.failed or done(broker), "an end", deadline_s=DEADLINE_S)
+        assert lives < 10
+    (letter,) = broker.messages(f"{DATASETS_INGEST.name}.dlq")
+    assert letter.value == b"bad"
+    assert b"processes died on this message" in dict(letter.headers)["dlq-message"]
+    assert 5 <= requests.begun.count(b"bad") <= 6
+    assert lives == requests.begun.count(b"bad") + 1
+    assert {b"one", b"two"} <= set(requests.done)
+
+
+def test_what_is_under_way_beside_it_is_neither_lost_nor_blamed() -> None:
+    broker, requests = sent(b"slow", b"bad", b"two"), Deadly()
+    with life(broker, requests) as worker:
+        until(lambda: worker.failed, "the first death", deadline_s=DEADLINE_S)
+    (mark,) = marks(broker)
+    assert mark is not None
+    assert mark.offset == 0
+    for _ in range(3):  # found with a mark, it has its partition to itself, and stopping is no death
+        before = requests.begun.count(b"slow")
+        with life(broker, requests) as worker:
+            until(lambda: requests.begun.count(b"slow") > before + 2, "it is at work", deadline_s=DEADLINE_S)  # noqa: B023
+            assert worker.failed is None
+    assert marks(broker) == [mark]
+    requests.let_go.set()
+    while not done(broker):
+        with life(broker, requests) as worker:
+            until(lambda: worker.failed or done(broker), "an end", deadline_s=DEADLINE_S)
+    assert set(requests.done) == {b"slow", b"two"}
+    assert [letter.value for letter in broker.messages(f"{DATASETS_INGEST.name}.dlq")] == [b"bad"]
+
+
+def test_stopping_is_no_death() -> None:
+    broker, requests = sent(b"slow"), Deadly()
+    for _ in range(3):
+        before = len(requests.begun)
+        with life(broker, requests):
+            until(lambda: len(requests.begun) > before, "it is begun", deadline_s=DEADLINE_S)  # noqa: B023
+            until(lambda: marks(broker) == [AttemptMark(0, 1)], "it is counted", deadline_s=DEADLINE_S)
+        assert marks(broker) == [AttemptMark(0, 0)]
