@@ -38,10 +38,11 @@ from shortstack.messages.v1.dataset_pb2 import (
 )
 from shortstack.storage.blobs import BlobStore
 from shortstack.streams import topics
-from shortstack.streams.broker import Broker, Delivery, Producer, Reader
+from shortstack.streams.broker import Broker, Delivery, Reader
 from shortstack.streams.decoding import UNREADABLE
 from shortstack.streams.envelope import header, outbound
 from shortstack.streams.notices import Notices
+from shortstack.streams.outbox import Outbox
 from shortstack.streams.set_aside import SetAside
 from shortstack.streams.shown import Shown
 from shortstack.streams.state import StateWriter
@@ -78,7 +79,7 @@ class DatasetController:
         self._written_at: dict[str, float] = {}
         self._shown: Shown[DatasetSnapshot] = Shown()
         self._reader: Reader | None = None
-        self._producer: Producer | None = None
+        self._events: Outbox | None = None
         self._ready: Notices | None = None
         self._failures: dict[str, int] = {}
         self._aside: dict[str, SetAside] = {}
@@ -97,7 +98,7 @@ class DatasetController:
         self._datasets.restore(self._writer.open().values(), self._clock.monotonic())
         for publication, dataset in self._datasets.by_publication.items():
             self._show(publication, dataset.snapshot)
-        self._producer = self._broker.producer()
+        self._events = Outbox(self._broker)
         self._ready = Notices(self._broker, topics.DATASETS_READY, _SOURCE, self._clock)
         for dataset in self._datasets.by_publication.values():
             self._tell_ready(dataset.snapshot)
@@ -118,11 +119,11 @@ class DatasetController:
         """Children under way end with the process or go on to no harm: what they write is named by its content."""
         if self._reader is not None:
             self._reader.close()
-        for sending in (self._producer, self._ready, *self._aside.values()):
+        for sending in (self._events, self._ready, *self._aside.values()):
             if sending is not None:
                 sending.close(self._config.shutdown_grace_s / 4)
         self._writer.close()
-        self._reader = self._producer = self._ready = None
+        self._reader = self._events = self._ready = None
         self._aside = {}
 
     def _read(self, reader: Reader) -> None:
@@ -310,8 +311,8 @@ class DatasetController:
             self._ready.tell(name, publication.publication, snapshot.SerializeToString(), snapshot.updated_at)
 
     def _notify(self, snapshot: DatasetSnapshot, topic: topics.Topic) -> None:
-        assert self._producer is not None
-        self._producer.send(
+        assert self._events is not None
+        self._events.send(
             outbound(
                 topic,
                 snapshot.publication.publication,

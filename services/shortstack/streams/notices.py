@@ -12,8 +12,9 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shortstack.core.clock import Clock
-from shortstack.streams.broker import Broker, Producer
+from shortstack.streams.broker import Broker
 from shortstack.streams.envelope import header, outbound
+from shortstack.streams.outbox import Outbox
 from shortstack.streams.topics import Topic
 
 __all__ = ["Notices"]
@@ -33,7 +34,7 @@ class Notices:
     def __init__(self, broker: Broker, topic: Topic, source: str, clock: Clock) -> None:
         self._topic, self._source, self._clock = topic, source, clock
         self._known: set[str | None] = set()
-        self._producer: Producer = broker.producer()
+        self._outbox = Outbox(broker)
         reader = broker.reader([topic.name])
         try:
             while not reader.caught_up():
@@ -56,9 +57,7 @@ class Notices:
             return
         self._known.add(name)
         kind = f"shortstack.{self._topic.name}"
-        self._producer.send(
-            outbound(self._topic, key, value, type=kind, source=self._source, clock=self._clock, id=name)
-        )
+        self._outbox.send(outbound(self._topic, key, value, type=kind, source=self._source, clock=self._clock, id=name))
 
     def _oldest(self) -> datetime:
         return self._clock.now().astimezone(UTC) - _NEWS
@@ -69,4 +68,4 @@ class Notices:
         Raises:
             Transient: the broker is away.
         """
-        self._producer.close(timeout_s)
+        self._outbox.close(timeout_s)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Poison
 from shortstack.core.telemetry import Telemetry
-from shortstack.streams.broker import Broker, Delivery, Producer
+from shortstack.streams.broker import Broker, Delivery
 from shortstack.streams.dead_letters import dead_letter, letter_id
 from shortstack.streams.envelope import header
+from shortstack.streams.outbox import Outbox
 from shortstack.streams.topics import Topic, dead_letters
 
 __all__ = ["SetAside"]
@@ -26,7 +27,7 @@ class SetAside:
     def __init__(self, broker: Broker, topic: Topic, group: str, telemetry: Telemetry, clock: Clock) -> None:
         self._topic, self._group, self._telemetry, self._clock = topic, group, telemetry, clock
         self._known: set[str | None] = set()
-        self._producer: Producer = broker.producer()
+        self._outbox = Outbox(broker)
         reader = broker.reader([dead_letters(topic).name])
         try:
             while not reader.caught_up():
@@ -46,9 +47,9 @@ class SetAside:
         name = dict(letter.headers)["ce_id"].decode()
         if name not in self._known:
             self._known.add(name)
-            self._producer.send(letter)
+            self._outbox.send(letter)
             self._telemetry.metrics.dead_letters.labels(letter.topic).inc()
 
     def close(self, timeout_s: float) -> None:
         """Sends what is under way."""
-        self._producer.close(timeout_s)
+        self._outbox.close(timeout_s)

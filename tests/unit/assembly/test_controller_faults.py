@@ -253,7 +253,9 @@ def test_a_hiccup_while_a_mix_is_written_down_delays_its_assembly_and_no_more(
 
 
 def test_a_dataset_too_large_to_remember_fails_by_name_and_others_go_on(world: World) -> None:
-    large = publication(name="large", license="x" * (2 * 1024 * 1024 - 3000), train_json='{"note":"' + "y" * 1200 + '"}')
+    large = publication(
+        name="large", license="x" * (2 * 1024 * 1024 - 3000), train_json='{"note":"' + "y" * 1200 + '"}'
+    )
     world.event(accepted(large))
     for _ in range(2):
         publish(world, ["a"])
