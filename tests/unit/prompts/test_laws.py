@@ -7,16 +7,19 @@ from typing import Any
 
 import jinja2
 import pytest
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tests.unit.prompts.conftest import noon
 from tests.unit.prompts.conversations import conversations
+from tokenizers import processors
 
 from shortstack.prompts.encoding import PromptEncoder
 from shortstack.prompts.formats import PromptFormat, PromptFormats
 from shortstack.records.message import Message
 
+BEGIN = "<repo_name>"  # no format writes it, as prompt_answer does <|endoftext|>
 NAMES = ("base", *PromptFormats.builtin().names())
 QUICK = settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -24,14 +27,14 @@ QUICK = settings(
 every_format = pytest.mark.parametrize("name", NAMES)
 
 
-def talks(fmt: PromptFormat) -> st.SearchStrategy[list[Message]]:
-    """Conversations that the format takes."""
+def talks(fmt: PromptFormat, *, begins_asked: bool = False) -> st.SearchStrategy[list[Message]]:
+    """Conversations that the format takes; with ``begins_asked``, those that a user begins."""
     places = fmt.roles()
     roles = [role for role in ("system", "context", "user", "tool") if places[role] != "refused"]
     return conversations(
         roles,
         system_anywhere="first message only" not in places["system"],
-        begins_asked=fmt.name == "base",
+        begins_asked=begins_asked or fmt.name == "base",
     )
 
 
@@ -163,3 +166,42 @@ def test_special_ids_are_those_that_the_format_put_there(
         assert found == [token for token in encoder.encode(render(plain)) if token in special]
         for marker in encoder.format.guard:
             assert render(messages).count(marker) == render(plain).count(marker)
+
+
+@pytest.fixture(scope="module")
+def adding(with_base: PromptFormats, tokenizer: tokenizers.Tokenizer) -> dict[str, PromptEncoder]:
+    """Every format bound to the real tokenizer, as if it were of a model that begins each text with a token."""
+    begins = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    bos, eos = begins.token_to_id(BEGIN), begins.token_to_id("<|im_end|>")
+    begins.post_processor = processors.TemplateProcessing(f"{BEGIN} $A", None, [(BEGIN, bos)])
+    return {name: PromptEncoder(with_base.get(name), begins, eos_id=eos, bos_id=bos) for name in with_base.names()}
+
+
+@every_format
+@QUICK
+@given(data=st.data())
+def test_a_row_and_a_prompt_hold_the_token_that_the_server_adds_once(
+    name: str, data: st.DataObject, adding: dict[str, PromptEncoder]
+) -> None:
+    encoder = adding[name]
+    bos = encoder.tokenizer.token_to_id(BEGIN)
+    messages = data.draw(talks(encoder.format))
+    assert BEGIN not in encoder.format.text(messages)
+    asked = [encoder.encode(exchange.prompt) for exchange in encoder.format.exchanges(messages)]
+    for ids in [*(row.ids for row in encoder.rows(messages)), *asked]:
+        assert [place for place, token in enumerate(ids) if token == bos] == [0]
+
+
+@every_format
+@QUICK
+@given(data=st.data())
+def test_later_turns_never_change_how_a_conversation_begins(
+    name: str, data: st.DataObject, encoders: dict[str, PromptEncoder]
+) -> None:
+    """Which covers the preamble: it stands before the first answer, and is chosen by the first turn alone."""
+    fmt = encoders[name].format
+    messages, other = data.draw(talks(fmt, begins_asked=True)), data.draw(talks(fmt))
+    first = messages[: answers(messages)[0]]
+    later = other[answers(other)[0] :]
+    assert fmt.text([*first, *later]).startswith(fmt.prompt(first))
+    assert fmt.prompt([*first, *later, Message("user", "Go on.")]).startswith(fmt.prompt(first))
