@@ -23,7 +23,7 @@ from shortstack.streams.broker import Delivery, Outbound
 from shortstack.streams.envelope import header, outbound
 from shortstack.streams.topics import RECORDS_FORMATTED
 
-__all__ = ["GROUP", "OWNER_HEADER", "RECIPE_HEADER", "FormatBatches", "segment_key"]
+__all__ = ["GROUP", "OWNER_HEADER", "RECIPE_HEADER", "FormatBatches", "publication_of", "segment_key"]
 
 GROUP: Final = "formatting"
 """Consumer group of the service."""
@@ -35,6 +35,14 @@ OWNER_HEADER: Final = "shortstack-owner"
 def segment_key(owner: str, batch: BatchId, sha256: str) -> str:
     """Object key of a batch's segment."""
     return f"publications/{owner}/{batch.publication}/segments/{batch}-{sha256}.arrow"
+
+
+def publication_of(delivery: Delivery) -> str | None:
+    """The publication that a batch belongs to; None if its key does not say."""
+    try:
+        return _batch_id(delivery).publication
+    except Poison:
+        return None
 
 
 class FormatBatches:

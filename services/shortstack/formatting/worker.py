@@ -5,7 +5,7 @@ from __future__ import annotations
 from shortstack.core.clock import Clock
 from shortstack.core.health import Health
 from shortstack.core.telemetry import Telemetry
-from shortstack.formatting.batches import GROUP, FormatBatches
+from shortstack.formatting.batches import GROUP, FormatBatches, publication_of
 from shortstack.formatting.config import FormattingConfig
 from shortstack.formatting.recipes import Recipes
 from shortstack.storage.blobs import BlobStore
@@ -21,5 +21,5 @@ def formatting_worker(
 ) -> BatchWorker:
     """The worker, not yet started."""
     handler = FormatBatches(blobs, Recipes(blobs), telemetry.metrics, clock)
-    limits = WorkerLimits(messages=config.formatting_batches)
+    limits = WorkerLimits(messages=config.formatting_batches, origin=publication_of)
     return BatchWorker(broker, GROUP, [RECORDS_RAW.name], handler, health, telemetry, clock, limits=limits)

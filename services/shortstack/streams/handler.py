@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -46,6 +46,8 @@ class WorkerLimits:
         stalls: flushes in a row without acknowledgement, after which the process ends; a library's sender may hang.
         backoff_s: first pause after a transient error; doubles up to ``backoff_max_s``.
         dead_letters: how much poison is normal; None where any stranger may send it.
+        origin: what a message comes from, if that is known; much poison of one origin is its own fault, and counts
+            toward ``dead_letters`` once.
     """
 
     messages: int = 64
@@ -56,3 +58,4 @@ class WorkerLimits:
     backoff_s: float = 0.5
     backoff_max_s: float = 30.0
     dead_letters: DeadLetterLimit | None = field(default_factory=DeadLetterLimit)
+    origin: Callable[[Delivery], str | None] = lambda delivery: None

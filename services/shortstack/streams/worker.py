@@ -73,6 +73,7 @@ class BatchWorker(Background):
         self._limits = limits = limits or WorkerLimits()
         self._held: dict[Partition, Held] = {}
         self._fates: deque[bool] = deque(maxlen=limits.dead_letters.window if limits.dead_letters else 1)
+        self._blamed: deque[str] = deque(maxlen=self._fates.maxlen)  # origins of poison that was counted
         self._attempts = Attempts(limits.messages)
         self._stalls = 0
         self._waits = self._metrics.waits.labels(group)
@@ -200,6 +201,7 @@ class BatchWorker(Background):
             self._attempts.died(delivery)
             self._log.error("died on a message", place=delivery.place, exc_info=True)
             raise
+        self._fates.append(False)
         self._done(delivery, turn, "handled")
         return True
 
@@ -213,14 +215,14 @@ class BatchWorker(Background):
     def _done(self, delivery: Delivery, turn: Round, outcome: str) -> None:
         turn.add(delivery)
         self._held.pop(delivery.partition, None)
-        self._fates.append(outcome == "poison")
         self._metrics.deliveries.labels(delivery.partition.topic, outcome).inc()
         self._metrics.delivery_bytes.labels(delivery.partition.topic).inc(len(delivery.value or b""))
 
     def _set_aside(self, delivery: Delivery, error: Poison, attempts: int, turn: Round) -> bool:
         """Dead letter first, and confirmed; then what the handler adds; the commit comes with the round."""
-        limit = self._limits.dead_letters
-        excess = limit.exceeded(deque([*self._fates, True], self._fates.maxlen)) if limit else None
+        limit, origin = self._limits.dead_letters, self._limits.origin(delivery)
+        counts = origin is None or origin not in self._blamed
+        excess = limit.exceeded(deque([*self._fates, True], self._fates.maxlen)) if limit and counts else None
         if excess:
             raise Fatal(excess, where=delivery.place, remedy=f"Look at the newest: {error}") from error
         letter = dead_letter(delivery, error, attempts, group=self._group, clock=self._clock)
@@ -235,6 +237,9 @@ class BatchWorker(Background):
             return False
         self._log.warning("set aside", place=delivery.place, error=str(error), kind=type(error).__name__)
         self._metrics.dead_letters.labels(letter.topic).inc()
+        if counts:
+            self._fates.append(True)
+            self._blamed.extend([origin] if origin else [])
         self._done(delivery, turn, "poison")
         return True
 

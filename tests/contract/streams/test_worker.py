@@ -255,6 +255,21 @@ def test_too_much_poison_stops_the_worker(
         until(lambda: broker.lag(unique, [topic.name]) == 0)
 
 
+def test_much_poison_of_one_origin_is_its_own_fault(
+    broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
+) -> None:
+    limits = WorkerLimits(dead_letters=DeadLetterLimit(run=4), origin=lambda delivery: (delivery.key or b"").decode())
+    send(broker, topic, *[("a", b"poison")] * 10)
+    with running(work(Recorder(out), limits=limits)):
+        until(lambda: broker.lag(unique, [topic.name]) == 0)
+    assert len(everything(broker, f"{topic.name}.dlq")) == 10
+    send(broker, topic, *[(f"key {number}", b"poison") for number in range(10)])
+    worker = work(Recorder(out), limits=limits)
+    with running(worker):
+        until(lambda: worker.failed is not None)
+    assert "4 messages in a row" in str(worker.failed)
+
+
 def test_a_groups_reset_repeats_the_work_and_changes_nothing_else(
     broker: Broker, topic: Topic, out: Topic, unique: str, work: Callable[..., BatchWorker]
 ) -> None:
