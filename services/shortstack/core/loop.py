@@ -62,10 +62,11 @@ class Loop(Background):
                 if not opened:
                     self._turning.open()
                     opened = True
-                    self._health.ready(self._name, True)
                 self._turning.turn()
+                self._health.ready(self._name, True)
             except Transient as error:
                 self._waits.inc()
+                self._health.ready(self._name, False, str(error))
                 self._telemetry.log.warning("trying again", part=self._name, error=str(error))
                 self._clock.wait(self._stopping, _PAUSE_S)
             self._health.progress()

@@ -131,7 +131,11 @@ class Reader(Protocol):
     """Reads whole topics from a place on: all partitions assigned, no group, nothing committed. One thread."""
 
     def poll(self, timeout_s: float, max_messages: int = 500) -> list[Delivery]:
-        """The next messages, in order per partition; empty after ``timeout_s``."""
+        """The next messages, in order per partition; empty after ``timeout_s``.
+
+        Raises:
+            Transient: the broker is away, and was for some seconds; polling may go on.
+        """
         ...
 
     def caught_up(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -23,6 +24,9 @@ _CLOSE_MS: Final = 3000
 _JOIN_MS: Final = 3000
 _READER_WAIT_MS: Final = 100
 """A question for the end of the topic waits behind the fetch under way, on the same connection."""
+_SILENCE_S: Final = 5.0
+"""A reader that is given nothing for so long asks whether the broker is there."""
+_ASK_MS: Final = 3000
 
 _COMMON: Final[dict[str, Any]] = {
     "metrics_enabled": False,
@@ -187,6 +191,7 @@ class KafkaReader:
         forget: Callable[[KafkaReader], None],
     ) -> None:
         self._forget = forget
+        self._heard_at = time.monotonic()
         self._raw = RawConsumer(**settings, **_COMMON, group_id=None, fetch_max_wait_ms=_READER_WAIT_MS)
         try:
             self._partitions = [p for topic in topics for p in _partitions_of(self._raw, topic)]
@@ -203,14 +208,24 @@ class KafkaReader:
     def poll(self, timeout_s: float, max_messages: int = 500) -> list[Delivery]:
         """See `Reader.poll`."""
         with translated("poll"):
-            return _deliveries(self._raw.poll(timeout_ms=int(timeout_s * 1000), max_records=max_messages))
+            found = self._raw.poll(timeout_ms=int(timeout_s * 1000), max_records=max_messages)
+        if found:
+            self._heard_at = time.monotonic()
+        elif time.monotonic() - self._heard_at >= _SILENCE_S:
+            self._ends(_ASK_MS)  # polling alone never says that the broker is away
+            self._heard_at = time.monotonic()
+        return _deliveries(found)
 
     def caught_up(self) -> bool:
         """See `Reader.caught_up`."""
+        ends = self._ends(CALL_MS)
         with translated("end of topics"):
-            ends = self._raw.end_offsets(self._partitions, timeout_ms=CALL_MS)
             positions = {p: self._raw.position(p, timeout_ms=CALL_MS) for p in self._partitions}
         return all(positions[p] is not None and positions[p] >= ends[p] for p in self._partitions)
+
+    def _ends(self, timeout_ms: int) -> dict[TopicPartition, int]:
+        with translated("end of topics"):
+            return dict(self._raw.end_offsets(self._partitions, timeout_ms=timeout_ms))
 
     def close(self) -> None:
         """See `Reader.close`."""

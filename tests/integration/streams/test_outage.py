@@ -21,6 +21,7 @@ from shortstack.messages.v1.dataset_pb2 import DatasetSnapshot
 from shortstack.streams.broker import Delivery, Outbound
 from shortstack.streams.envelope import outbound
 from shortstack.streams.kafka import KafkaBroker
+from shortstack.streams.kafka_consumer import KafkaReader
 from shortstack.streams.state import StateReader, StateWriter
 from shortstack.streams.topics import DATASETS_STATE, RECORDS_FORMATTED, RECORDS_RAW, TOPICS
 from shortstack.streams.worker import BatchWorker
@@ -89,6 +90,30 @@ def wait_done(broker: KafkaBroker) -> None:
         return False
 
     until(look, "the worker comes to the end", deadline_s=WITHIN_S, every_s=0.1)
+
+
+def is_away(reader: KafkaReader) -> bool:
+    """What polling says to one who has nothing to read."""
+    try:
+        reader.poll(0.1)
+    except Transient:
+        return True
+    return False
+
+
+def test_an_idle_reader_learns_that_its_broker_is_away_and_back(local: LocalBroker) -> None:
+    with KafkaBroker.connect(ServiceConfig(kafka_bootstrap=local.bootstrap, kafka_bootstrap_timeout_s=3)) as broker:
+        broker.apply(TOPICS.values())
+        reader = broker.reader([RECORDS_FORMATTED.name])
+        while not reader.caught_up():
+            reader.poll(0.1)
+        assert not is_away(reader)
+        local.kill()
+        until(lambda: is_away(reader), "the reader says so", deadline_s=WITHIN_S, every_s=0.1)
+        assert is_away(reader), "it says so until the broker is back"
+        local.start()
+        until(lambda: not is_away(reader), "the broker is back", deadline_s=WITHIN_S, every_s=0.1)
+        reader.close()
 
 
 def test_a_worker_and_a_state_topic_ride_out_a_killed_broker(local: LocalBroker, telemetry: Telemetry) -> None:
