@@ -6,7 +6,19 @@ import re
 from typing import Any
 
 import pytest
-from tests.unit.chart.rendering import FULL, RELEASE, VALUES, PodTemplate, made, matches, of_kind, pod, pods, render
+from tests.unit.chart.rendering import (
+    FULL,
+    RELEASE,
+    ROOT,
+    VALUES,
+    PodTemplate,
+    made,
+    matches,
+    of_kind,
+    pod,
+    pods,
+    render,
+)
 
 from shortstack.assembly.config import AssemblyConfig
 from shortstack.core.config import ServiceConfig
@@ -193,6 +205,21 @@ def test_a_pod_has_longer_than_what_runs_in_it(objects: list[dict[str, Any]]) ->
             if "GRACEFUL_TERMINATION_TIMEOUT" in told:
                 pause = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
                 assert grace >= pause + float(told["GRACEFUL_TERMINATION_TIMEOUT"]) + 10
+
+
+def test_how_long_an_uninstall_takes_is_as_the_operating_document_says() -> None:
+    text = (ROOT / "docs" / "operate.md").read_text().partition("## How long an uninstall takes")[2].partition("## ")[0]
+    rows = {row[1]: row[3:5] for row in (re.split(r"\s*\|\s*", line) for line in text.splitlines()) if len(row) == 6}
+    named = {"server": "model servers", "trainer": "trainers", "kafka": "broker", "gateway": "gateway"}
+    for column, values in enumerate((None, "small-cpu")):
+        said: dict[str, int] = {}
+        for each in pods(render(values=values)):
+            who = named.get(each.component, "other services" if each.component in CONFIGS else "")
+            if who:
+                said[who] = max(said.get(who, 0), each.spec["terminationGracePeriodSeconds"])
+        assert said == {who: int(rows[who][column]) for who in said}
+        longest = max(each.spec["terminationGracePeriodSeconds"] for each in pods(render(values=values)))
+        assert longest == max(said.values())
 
 
 def test_everything_that_serves_is_probed(objects: list[dict[str, Any]]) -> None:
