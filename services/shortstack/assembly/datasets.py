@@ -301,19 +301,28 @@ class Datasets:
 
     @staticmethod
     def stall(dataset: Dataset, now: float, idle_s: float) -> None:
-        """Marks an incomplete dataset that has not moved for ``idle_s`` seconds, naming what is missing."""
-        waiting = dataset.snapshot.state in (DATASET_STATE_ACCEPTED, DATASET_STATE_FORMATTING)
-        if not waiting or dataset.ledger.complete() or now - dataset.touched < idle_s:
+        """Marks an incomplete dataset that has not moved for ``idle_s`` seconds, naming what is missing.
+
+        So it does with one that was held for so long that the topics have forgotten its entries, once it is accepted.
+        """
+        state = dataset.snapshot.state
+        released = state == DATASET_STATE_HELD and dataset.snapshot.accepted_by_operator
+        waiting = released or state in (DATASET_STATE_ACCEPTED, DATASET_STATE_FORMATTING)
+        if not waiting or now - dataset.touched < idle_s or dataset.ledger.complete():
             return
-        gaps = [str(gap) for gap in dataset.ledger.gaps()]
-        unannounced = [s.uri for s in dataset.ledger.publication.sources if s.ordinal not in dataset.ledger.announced]
-        missing = gaps + [f"{uri} not read to its end" for uri in unannounced]
-        named = "; ".join(missing[:_MAX_GAPS_NAMED])
-        more = f" and {len(missing) - _MAX_GAPS_NAMED} more" if len(missing) > _MAX_GAPS_NAMED else ""
+        why = "it was held for longer than the topics remember" if released else f"nothing has moved for {idle_s:.0f} s"
         name = dataset.snapshot.publication.dataset
         dataset.settle(
             DATASET_STATE_STALLED,
-            f"nothing has moved for {idle_s:.0f} s; missing: {named}{more}",
+            f"{why}; missing: {_missing(dataset.ledger)}",
             f"See that ingestion and formatting run, then send what is missing again: shortstack datasets retry {name}",
             "stalled",
         )
+
+
+def _missing(ledger: PublicationLedger) -> str:
+    """The first few gaps and sources, and how many more there are."""
+    missing = [str(gap) for gap in ledger.gaps()]
+    missing += [f"{s.uri} not read to its end" for s in ledger.publication.sources if s.ordinal not in ledger.announced]
+    more = f" and {len(missing) - _MAX_GAPS_NAMED} more" if len(missing) > _MAX_GAPS_NAMED else ""
+    return "; ".join(missing[:_MAX_GAPS_NAMED]) + more

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,27 +16,12 @@ from shortstack.core.clock import Clock
 from shortstack.core.errors import Fatal, Poison, Transient
 from shortstack.streams.broker import Delivery, Outbound, Partition, Position
 from shortstack.streams.limits import too_large, unknown_topic
+from shortstack.streams.memory_log import Log
 from shortstack.streams.topics import TOPICS, Topic, TopicKind
 
 __all__ = ["MemoryBroker"]
 
 _AWAY: Final = "the broker is away"
-
-
-@dataclass(slots=True)
-class _Log:
-    """One partition: messages in order of offset, with gaps where compaction was."""
-
-    messages: list[Delivery] = field(default_factory=list)
-    end: int = 0
-
-    def read(self, offset: int, count: int) -> list[Delivery]:
-        start = bisect_left(self.messages, offset, key=lambda message: message.offset)
-        return self.messages[start : start + count]
-
-    def compact(self) -> None:
-        last = {message.key: message.offset for message in self.messages}
-        self.messages = [m for m in self.messages if last[m.key] == m.offset and m.value is not None]
 
 
 @dataclass(slots=True)
@@ -70,7 +54,7 @@ class MemoryBroker:
         self.changed = threading.Condition(threading.RLock())
         self.groups: dict[str, _Group] = {}
         self._topics: dict[str, Topic] = {}
-        self._logs: dict[Partition, _Log] = {}
+        self._logs: dict[Partition, Log] = {}
         self._pending: list[tuple[Outbound, Future[Position]]] = []
         self._away = False
         self.apply(TOPICS.values() if topics is None else topics)
@@ -105,7 +89,7 @@ class MemoryBroker:
                     raise Fatal(f"state topic {topic.name} has {topic.partitions} partitions", remedy="Declare one.")
                 if topic.name not in self._topics:
                     lines.append(f"created {topic.name} ({topic.partitions} partitions, {replication} replicas)")
-                    self._logs |= {Partition(topic.name, number): _Log() for number in range(topic.partitions)}
+                    self._logs |= {Partition(topic.name, number): Log() for number in range(topic.partitions)}
                 elif self._topics[topic.name].configs != topic.configs:
                     lines.append(f"configured {topic.name}")
                 self._topics[topic.name] = topic
@@ -142,6 +126,12 @@ class MemoryBroker:
         with self.changed:
             for partition in self.partitions([topic]):
                 self._logs[partition].compact()
+
+    def expire(self, topic: str) -> None:
+        """Forgets what stands on the topic, as retention does. Offsets stay."""
+        with self.changed:
+            for partition in self.partitions([topic]):
+                self._logs[partition].messages.clear()
 
     def messages(self, topic: str) -> list[Delivery]:
         """Everything on ``topic``, partition by partition."""

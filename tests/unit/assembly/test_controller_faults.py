@@ -285,3 +285,23 @@ def test_of_wishes_without_end_the_newest_are_remembered(world: World) -> None:
         turn_until(controller, state_is(ds.DATASET_STATE_READY))
         wishes = controller.snapshots()["pub-faq"].wishes
     assert [wish.train_json for wish in wishes] == [f'{{"lora_r":{number}}}' for number in range(50, 250)]
+
+
+def test_a_dataset_that_was_held_for_longer_than_topics_remember_is_accepted_and_read_again(world: World) -> None:
+    answers = ["a", *[""] * 30]
+    made = publish(world, answers)
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_HELD))
+    world.broker.expire(topics.DATASETS_PUBLICATIONS.name)
+    world.broker.expire(topics.RECORDS_FORMATTED.name)
+    with world.controller() as controller:
+        world.clock.advance(901)
+        controller.turn()
+        assert controller.snapshots()["pub-faq"].state == ds.DATASET_STATE_HELD
+        world.command("accept", made)
+        turn_until(controller, state_is(ds.DATASET_STATE_STALLED))
+        snapshot = controller.snapshots()["pub-faq"]
+        assert "held for longer than the topics remember" in snapshot.message
+        assert "shortstack datasets retry faq" in snapshot.remedy
+        publish(world, answers)  # as ingestion and formatting do when it is retried
+        turn_until(controller, state_is(ds.DATASET_STATE_READY))
