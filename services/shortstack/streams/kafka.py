@@ -22,7 +22,7 @@ from shortstack.streams.kafka_consumer import KafkaConsumer, KafkaReader
 from shortstack.streams.kafka_errors import client_settings, translate
 from shortstack.streams.kafka_fetching import mend_fetching
 from shortstack.streams.kafka_joining import mend_joining
-from shortstack.streams.kafka_producer import KafkaProducer
+from shortstack.streams.kafka_producer import DELIVERY_S, KafkaProducer
 from shortstack.streams.kafka_security import check_security, unreachable
 from shortstack.streams.kafka_sockets import mend_connections
 from shortstack.streams.kafka_topics import apply_topics, group_lag
@@ -72,10 +72,14 @@ class KafkaBroker:
     ) -> None:
         self.close()
 
-    def producer(self) -> KafkaProducer:
-        """See `Broker.producer`."""
+    def producer(self, *, delivery_s: float = DELIVERY_S) -> KafkaProducer:
+        """See `Broker.producer`.
+
+        Args:
+            delivery_s: how long it tries to deliver a message.
+        """
         with self._reached():
-            return self._keep(KafkaProducer(self._settings, self._forget))
+            return self._keep(KafkaProducer(self._settings, self._forget, delivery_s=delivery_s))
 
     def consumer(
         self,

@@ -16,8 +16,9 @@ from shortstack.streams.kafka_errors import translate, translated
 from shortstack.streams.limits import too_large
 from shortstack.streams.topics import TOPICS
 
-__all__ = ["KafkaProducer"]
+__all__ = ["DELIVERY_S", "KafkaProducer"]
 
+DELIVERY_S: Final = 30.0
 _MIB: Final = 1024 * 1024
 _LARGEST: Final = 4 * _MIB
 """Above the largest declared topic; each topic's own size is checked before."""
@@ -29,18 +30,27 @@ class KafkaProducer:
     Args:
         settings: see `client_settings`.
         forget: told when it is closed.
+        delivery_s: how long it tries to deliver a message.
     """
 
-    def __init__(self, settings: dict[str, Any], forget: Callable[[KafkaProducer], None]) -> None:
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        forget: Callable[[KafkaProducer], None],
+        *,
+        delivery_s: float = DELIVERY_S,
+    ) -> None:
+        # kafka-python's own condition: no request takes as long as its message may.
+        request_ms = min(settings["request_timeout_ms"], int(delivery_s * 500))
         self._raw = RawProducer(
-            **settings,
+            **{**settings, "request_timeout_ms": request_ms},
             metrics_enabled=False,
             acks="all",
             enable_idempotence=True,
             linger_ms=20,
             batch_size=_MIB,
             max_request_size=_LARGEST,
-            delivery_timeout_ms=30_000,
+            delivery_timeout_ms=int(delivery_s * 1000),
             max_block_ms=10_000,
             allow_auto_create_topics=False,
         )
