@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -61,6 +62,7 @@ def test_tables_name_what_there_is(stack: Stack) -> None:
 
 
 def test_exit_codes_mean_something(stack: Stack) -> None:
+    stack.ended_dataset("persona")
     assert "No such command" in stack.command("datasets", "lst", expect=2).stderr
     missing = stack.command("datasets", "report", "persna", expect=66)
     assert 'Did you mean "persona"' in missing.stderr
@@ -98,3 +100,12 @@ def test_publishing_a_file_shows_where_each_record_went(stack: Stack, tmp_path_f
     assert (report["in"], report["rejected"], report["duplicates"], report["written"]) == (3, 1, 1, 1)
     stack.command("datasets", "delete", "colours", "--yes")
     assert stack.listed("datasets", "report", "colours")["state"] == "deleted"
+
+
+def test_an_estimate_counts_what_the_run_has(stack: Stack, persona: Path, tmp_path: Path) -> None:
+    stack.ended_dataset("persona")
+    settings = tmp_path / "train.json"
+    settings.write_text(json.dumps(json.loads((persona / "publication.json").read_text())["train"]))
+    told = stack.listed("runs", "explain", "persona", "--train", str(settings))
+    assert (told["train"]["records"], told["schedule"]["max_steps"]) == (423, 106)
+    assert told["tokens"] > 423
