@@ -13,11 +13,11 @@ from shortstack.cli.elsewhere import is_elsewhere, pages, status_elsewhere
 from shortstack.cli.output import Json, console, errors, show
 from shortstack.core.config import ServiceConfig
 from shortstack.local.doctor import doctor as diagnose
+from shortstack.local.services import apply_topics
 from shortstack.local.settings import LocalSettings
 from shortstack.local.stack import down as stop_stack
 from shortstack.local.stack import status as stack_status
 from shortstack.local.stack import up as start_stack
-from shortstack.streams.kafka import KafkaBroker
 from shortstack.streams.topics import TOPICS
 
 __all__ = ["add_to"]
@@ -92,16 +92,15 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def topics_apply(replication: Annotated[int, typer.Option(help="Replicas of each new topic.")] = 1) -> None:
+def topics_apply(
+    owners: Annotated[
+        list[str] | None, typer.Argument(help="Whose ingest topics to create, beside SHORTSTACK_INGEST_OWNERS.")
+    ] = None,
+    replication: Annotated[int, typer.Option(help="Replicas of each new topic.")] = 1,
+) -> None:
     """Create the declared topics and set their configs; doing it again changes nothing."""
-    config = _kafka()
-    broker = KafkaBroker.connect(config)
-    try:
-        broker.ready(config.kafka_bootstrap_timeout_s)
-        for line in broker.apply(TOPICS.values(), replication=replication):
-            console().print(line)
-    finally:
-        broker.close()
+    for line in apply_topics(LocalSettings(), owners or (), replication=replication):
+        console().print(line)
 
 
 def topics_list(as_json: Json = False) -> None:
@@ -119,7 +118,3 @@ def topics_list(as_json: Json = False) -> None:
         for t in TOPICS.values()
     ]
     show(rows, list(rows[0]), as_json=as_json)
-
-
-def _kafka() -> ServiceConfig:
-    return ServiceConfig(kafka_bootstrap=LocalSettings().bootstrap)

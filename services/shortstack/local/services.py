@@ -19,7 +19,16 @@ from shortstack.local.ports import require_free
 from shortstack.local.processes import last_lines
 from shortstack.local.settings import LocalSettings
 
-__all__ = ["SERVICES", "Probe", "ServiceSpec", "Stage", "http_probe", "local_stages", "service_environment"]
+__all__ = [
+    "SERVICES",
+    "Probe",
+    "ServiceSpec",
+    "Stage",
+    "apply_topics",
+    "http_probe",
+    "local_stages",
+    "service_environment",
+]
 
 SERVICES: Final = ("inference", "serving", "training", "assembly", "formatting", "ingestion", "gateway")
 """In the order of their start: whoever serves before whoever calls."""
@@ -84,7 +93,7 @@ class Stage:
     """
 
     services: Sequence[ServiceSpec]
-    afterwards: Callable[[], None] = field(default=_nothing)
+    afterwards: Callable[[], object] = field(default=_nothing)
     meanwhile: Sequence[ServiceSpec] = ()
 
 
@@ -132,21 +141,27 @@ def http_probe(ready_url: str, live_url: str | None = None) -> Callable[[], Prob
     return probe
 
 
-def apply_topics(settings: LocalSettings) -> None:
-    """Creates the declared topics on the broker in use.
+def apply_topics(settings: LocalSettings, owners: Sequence[str] = (), *, replication: int | None = None) -> list[str]:
+    """Creates the declared topics on the broker in use; a line for each change made.
+
+    Args:
+        owners: whose ingest topics are made beside those of SHORTSTACK_INGEST_OWNERS.
+        replication: of new topics; else what the settings say.
 
     Raises:
         Transient, Fatal: the broker does not answer, or refuses.
+        Invalid: a name that no owner may have.
     """
-    from shortstack.core.config import ServiceConfig
+    from shortstack.ingestion.config import IngestionConfig
+    from shortstack.streams.apply import topics_with
     from shortstack.streams.kafka import KafkaBroker
-    from shortstack.streams.topics import TOPICS
 
-    config = ServiceConfig(kafka_bootstrap=settings.bootstrap)
+    config = IngestionConfig(kafka_bootstrap=settings.bootstrap)
+    topics = topics_with([*config.ingest_owners, *owners])
     broker = KafkaBroker.connect(config)
     try:
         broker.ready(config.kafka_bootstrap_timeout_s)
-        broker.apply(TOPICS.values(), replication=config.kafka_replication)
+        return broker.apply(topics, replication=replication or config.kafka_replication)
     finally:
         broker.close()
 

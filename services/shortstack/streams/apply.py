@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from shortstack.core.clock import Clock, SystemClock
@@ -21,7 +21,7 @@ from shortstack.streams.broker import Broker
 from shortstack.streams.kafka import KafkaBroker
 from shortstack.streams.topics import TOPICS, Topic, dead_letters, ingest_topic
 
-__all__ = ["apply_when_ready", "main"]
+__all__ = ["apply_when_ready", "main", "topics_with"]
 
 _FIRST_WAIT_S: Final = 1.0
 _LONGEST_WAIT_S: Final = 15.0
@@ -32,8 +32,7 @@ def main(owners: Sequence[str] = ()) -> int:
 
     def run() -> int:
         config = ServiceConfig()
-        own = [ingest_topic(check_name(owner, param="owner")) for owner in owners]
-        topics = [*TOPICS.values(), *own, *(dead_letters(topic) for topic in own)]
+        topics = topics_with(owners)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         with KafkaBroker.connect(config) as broker:
@@ -42,6 +41,17 @@ def main(owners: Sequence[str] = ()) -> int:
         return 0
 
     return run_service(run)
+
+
+def topics_with(owners: Iterable[str]) -> list[Topic]:
+    """Every declared topic, and the ingest topics of ``owners`` with their dead letters.
+
+    Raises:
+        Invalid: a name that no owner may have.
+    """
+    own = [ingest_topic(check_name(owner, param="owner")) for owner in owners]
+    wanted = [*TOPICS.values(), *own, *(dead_letters(topic) for topic in own)]
+    return list({topic.name: topic for topic in wanted}.values())
 
 
 def apply_when_ready(

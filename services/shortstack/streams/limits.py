@@ -6,7 +6,7 @@ from typing import Final
 
 from shortstack.core.errors import Poison, Transient
 from shortstack.streams.broker import Outbound
-from shortstack.streams.topics import Topic
+from shortstack.streams.topics import DATASETS_INGEST, Topic
 
 __all__ = ["MAX_UNPACKED", "size_of", "too_large", "unknown_topic"]
 
@@ -37,4 +37,6 @@ def too_large(message: Outbound, topic: Topic) -> Poison | None:
 
 def unknown_topic(name: str) -> Transient:
     """The error of a topic that does not exist, yet."""
-    return Transient(f"there is no topic {name}", remedy="Create the topics with `shortstack topics apply`.")
+    owner = name.removeprefix(f"{DATASETS_INGEST.name}.")
+    command = "shortstack topics apply" if owner in (name, "dlq") else f"shortstack topics apply {owner}"
+    return Transient(f"there is no topic {name}", remedy=f"Create the topics with `{command}`.")

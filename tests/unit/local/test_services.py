@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from shortstack.core.errors import Fatal
-from shortstack.local.services import SERVICES, local_stages, service_environment
+from shortstack.core.clock import SystemClock
+from shortstack.core.errors import Fatal, Invalid, Transient
+from shortstack.local.services import SERVICES, apply_topics, local_stages, service_environment
 from shortstack.local.settings import LocalSettings
+from shortstack.streams.kafka import KafkaBroker
+from shortstack.streams.memory import MemoryBroker
+from shortstack.streams.topics import TOPICS
 
 
 @pytest.fixture
@@ -61,3 +65,22 @@ def test_credentials_for_an_external_broker_are_passed_on_and_no_broker_is_start
     assert environment["SHORTSTACK_KAFKA_SASL_USERNAME"] == "alice"
     started = [spec.name for stage in local_stages(external) for spec in (*stage.services, *stage.meanwhile)]
     assert started == list(SERVICES)
+
+
+def test_owners_of_the_setting_and_of_the_command_get_their_topics(
+    settings: LocalSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = MemoryBroker(SystemClock(), [])
+    monkeypatch.setattr(KafkaBroker, "connect", lambda config: broker)
+    monkeypatch.setenv("SHORTSTACK_INGEST_OWNERS", '["alice"]')
+
+    made = apply_topics(settings, ["bob"])
+
+    assert len(made) == len(TOPICS) + 4
+    for name in ("alice", "alice.dlq", "bob", "bob.dlq"):
+        broker.require([f"datasets.ingest.{name}"])
+    assert apply_topics(settings, ["bob"]) == []
+    with pytest.raises(Transient, match="`shortstack topics apply carol`"):
+        broker.reader(["datasets.ingest.carol"])
+    with pytest.raises(Invalid, match="owner"):
+        apply_topics(settings, ["Not A Name!"])
