@@ -64,6 +64,11 @@ def test_with_everything_there_it_passes(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(chart_checks, "find", lambda name: name)
     monkeypatch.setattr(chart_checks, "location", lambda folder: "here")
     seen: list[list[str] | None] = []
-    monkeypatch.setattr(chart_checks, "check", lambda helm, kubeconform: bool(seen.append(kubeconform)) or True)
+
+    def check(helm: str, kubeconform: list[str] | None) -> bool:
+        seen.append(kubeconform)
+        return True
+
+    monkeypatch.setattr(chart_checks, "check", check)
     assert chart_checks.main() == 0
     assert seen == [["kubeconform", "-schema-location", "here"]]
