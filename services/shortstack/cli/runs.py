@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC
 from typing import Annotated, Any
 
@@ -26,6 +27,8 @@ _EVENTS = 2000
 _WARNINGS = 10
 _COUNT_S = 620.0
 """Counting tokens may take five minutes, and another's count may come first."""
+_AWAY_S = 300.0
+"""How long a watched job may be without its service."""
 Id = Annotated[str, typer.Argument(help="Job id (ftjob-…) or run id.")]
 
 
@@ -237,6 +240,20 @@ def _follow(connection: Connection, job: str, bars: _Bars | _Lines) -> tr.JobSna
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
+            _await_return(connection, job)
+
+
+def _await_return(connection: Connection, job: str) -> None:
+    """Waits until training answers again; one that is back but has not read its state yet says UNAVAILABLE, too."""
+    deadline = time.monotonic() + _AWAY_S
+    while True:
+        left = max(1.0, deadline - time.monotonic())
+        try:
             connection.training.GetRun(
-                pb.GetRunRequest(owner=connection.owner, id=job), timeout=30, wait_for_ready=True
+                pb.GetRunRequest(owner=connection.owner, id=job), timeout=left, wait_for_ready=True
             )
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                raise
+        else:
+            return

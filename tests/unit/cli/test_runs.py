@@ -53,11 +53,37 @@ class Training(training_pb2_grpc.TrainingServiceServicer):
         yield pb.WatchRunResponse(job=tr.JobSnapshot(job="ftjob-1", state=tr.JOB_STATE_SUCCEEDED, model="ft:base:x"))
 
 
+class Restarting(Training):
+    """Breaks off a watch, and then is back before it has read its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched, self.refusals = 0, 3
+
+    def GetRun(self, request: pb.GetRunRequest, context: grpc.ServicerContext) -> pb.GetRunResponse:
+        if self.watched and self.refusals:
+            self.refusals -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not read yet")
+        return super().GetRun(request, context)
+
+    def WatchRun(self, request: pb.WatchRunRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchRunResponse]:
+        self.watched += 1
+        if self.watched == 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "going")
+        yield from super().WatchRun(request, context)
+
+
 @pytest.fixture
-def runner() -> Iterator[CliRunner]:
+def service() -> Training:
+    """Behind the commands."""
+    return Training()
+
+
+@pytest.fixture
+def runner(service: Training) -> Iterator[CliRunner]:
     """Commands against the service."""
     server = grpc.server(ThreadPoolExecutor(2))
-    training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(), server)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield CliRunner(env={"SHORTSTACK_TRAINING_ADDRESS": f"127.0.0.1:{port}", "COLUMNS": "300"})
@@ -88,6 +114,14 @@ def test_watching_says_what_is_waited_for_and_then_the_steps(runner: CliRunner) 
     assert lines[0] == f"waiting: {NO_NODE}"
     assert lines[1].startswith("train: step 5 of 10")
     assert lines[-1] == "ftjob-1: succeeded ft:base:x"
+
+
+@pytest.mark.parametrize("service", [Restarting()])
+def test_a_job_is_watched_over_a_restart_of_its_service(runner: CliRunner, service: Restarting) -> None:
+    result = runner.invoke(app, ["runs", "watch", "ftjob-1"])
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[-1] == "ftjob-1: succeeded ft:base:x"
+    assert (service.watched, service.refusals) == (2, 0)
 
 
 def test_what_a_training_would_take_is_told_with_its_settings(runner: CliRunner) -> None:
