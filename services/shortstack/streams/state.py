@@ -264,8 +264,7 @@ class StateReader(Background, Generic[M]):
 
     def __init__(self, broker: Broker, topic: Topic, message_type: type[M]) -> None:
         super().__init__(f"state {topic.name}")
-        self._broker = broker
-        self._topic = topic
+        self._broker, self._topic = broker, topic
         self._fold: StateFold[M] = StateFold(message_type)
         self._changed = threading.Condition()
         self._asked = 1  # the first question is its own: is the beginning read?
