@@ -17,11 +17,13 @@
 {{- end -}}
 {{- end }}
 
-{{/* A claim's access modes never change: refused here by the value's name, and not only by the API server. */}}
+{{/* A claim's access modes never change: refused here by the value's name, and not only by the API server. A claim of
+     yours stays as it is: it need only be mountable by several nodes where that is wanted, and is not looked up else. */}}
 {{- define "shortstack.storage.unchanged" -}}
-{{- if eq .Values.storage.kind "claim" -}}
+{{- $claim := .Values.storage.claim -}}
+{{- $wanted := $claim.accessMode -}}
+{{- if and (eq .Values.storage.kind "claim") (or (not $claim.existingClaim) (eq $wanted "ReadWriteMany")) -}}
 {{- $modes := include "shortstack.storage.modes" . -}}
-{{- $wanted := .Values.storage.claim.accessMode -}}
 {{- if and $modes (not (has $wanted (splitList ", " $modes))) -}}
 {{- fail (printf "storage.claim.accessMode: %s, but the claim %s is there already as %s, which cannot be changed; give it that, or move the objects to another claim: docs/operate.md, \"Moving the objects\"" $wanted (include "shortstack.storage.claim" .) $modes) -}}
 {{- end -}}

@@ -13,6 +13,11 @@ from typing import Any
 KINDS = {"persistentvolumeclaims": "PersistentVolumeClaim", "secrets": "Secret"}
 
 
+FORBIDDEN = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403}
+"""Stands for an object that whoever asks may not read."""
+_GONE = {**FORBIDDEN, "reason": "NotFound", "code": 404}
+
+
 def _answers(objects: Mapping[str, Any]) -> dict[str, Any]:
     resources = [{"name": name, "kind": kind, "namespaced": True, "verbs": ["get"]} for name, kind in KINDS.items()]
     return {
@@ -32,9 +37,9 @@ def api_server(folder: Path, objects: Mapping[str, Any]) -> Iterator[Path]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = answers.get(self.path.partition("?")[0])
-            gone = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
-            body = json.dumps(gone if found is None else found).encode()
-            self.send_response(404 if found is None else 200)
+            answer = _GONE if found is None else found
+            body = json.dumps(answer).encode()
+            self.send_response(answer["code"] if answer.get("kind") == "Status" else 200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

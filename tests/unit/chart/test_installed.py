@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from tests.unit.chart.cluster import api_server
+from tests.unit.chart.cluster import FORBIDDEN, api_server
 from tests.unit.chart.rendering import FULL, Refused, notes, of_kind, render
 
 BLOBS = f"persistentvolumeclaims/{FULL}-blobs"
@@ -45,11 +45,19 @@ def test_another_access_mode_is_refused_by_its_name(installed: Installed, own: s
         render("storage.claim.accessMode=ReadWriteMany", *([own] if own else []), cluster=cluster)
 
 
-def test_who_turns_to_a_bucket_is_told_of_the_claim_that_is_left(installed: Installed, tmp_path: Path) -> None:
-    bucket = ("storage.kind=s3", "storage.s3.bucket=b")
-    left = notes(tmp_path, *bucket, cluster=installed("ReadWriteOnce"))
-    assert f"claim {FULL}-blobs of an earlier install is still there" in left
-    assert "earlier install" not in notes(tmp_path, *bucket)
+def test_a_shared_claim_of_ones_own_is_no_obstacle_where_one_node_is_enough(installed: Installed) -> None:
+    cluster = installed("ReadWriteMany", name="persistentvolumeclaims/mine")
+    assert render("storage.claim.existingClaim=mine", cluster=cluster)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [("storage.kind=s3", "storage.s3.bucket=b"), ("storage.claim.existingClaim=mine",)],
+)
+def test_who_may_not_read_claims_needs_none_that_is_looked_up(tmp_path: Path, values: tuple[str, ...]) -> None:
+    claims = {name: FORBIDDEN for name in (BLOBS, "persistentvolumeclaims/mine")}
+    with api_server(tmp_path, claims) as cluster:
+        assert "is being started" in notes(tmp_path, *values, cluster=cluster)
 
 
 def test_the_key_that_was_drawn_is_kept(tmp_path: Path) -> None:
