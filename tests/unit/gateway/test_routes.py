@@ -58,6 +58,16 @@ def test_an_operators_alias_never_hides_a_model() -> None:
     assert routes.resolve("gpt", "", "").name == "gpt"
 
 
+@pytest.mark.parametrize("phase", list(ModelPhase))
+def test_an_operators_name_answers_until_its_aliass_model_is_served(phase: ModelPhase) -> None:
+    coming = {"gpt": Alias("gpt", "", (("tuned", 1),))}
+    models = table(base=ModelPhase.SERVED, tuned=phase).models
+    routes = RouteTable(models, coming, fallbacks={"gpt": "base"}, synced=True)
+    expected = "tuned" if phase is ModelPhase.SERVED else "base"
+    assert routes.resolve("gpt", "", "").name == expected
+    assert "gpt" in routes.names("")
+
+
 def test_before_serving_was_heard_an_unknown_model_is_503() -> None:
     with pytest.raises(ApiError) as caught:
         RouteTable().resolve("m", "", "")

@@ -105,7 +105,8 @@ class RouteTable:
     Attributes:
         models: by name.
         aliases: by name.
-        fallbacks: the operator's other names of base models, used where nothing else has the name.
+        fallbacks: the operator's other names of base models, used where no model has the name and no alias of that name
+            leads to a served one.
         synced: whether serving has ever told all it has.
     """
 
@@ -157,7 +158,10 @@ class RouteTable:
             return [name] if self.models[name].seen_by(owner) else []
         alias = self.aliases.get(name)
         if alias is not None and alias.seen_by(owner):
-            return [one for one in alias.order(draw) if one in self.models and self.models[one].seen_by(owner)]
+            led = [one for one in alias.order(draw) if one in self.models and self.models[one].seen_by(owner)]
+            # A job that wishes for an operator's name as its alias takes it once its model is served, and not before.
+            if name not in self.fallbacks or any(self.models[one].phase is ModelPhase.SERVED for one in led):
+                return led
         return [self.fallbacks[name]] if name in self.fallbacks else []
 
     def _unknown(self, name: str, owner: str) -> ApiError:
