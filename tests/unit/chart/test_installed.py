@@ -55,7 +55,7 @@ def test_a_shared_claim_of_ones_own_is_no_obstacle_where_one_node_is_enough(inst
     [("storage.kind=s3", "storage.s3.bucket=b"), ("storage.claim.existingClaim=mine",)],
 )
 def test_who_may_not_read_claims_needs_none_that_is_looked_up(tmp_path: Path, values: tuple[str, ...]) -> None:
-    claims = {name: FORBIDDEN for name in (BLOBS, "persistentvolumeclaims/mine")}
+    claims = dict.fromkeys((BLOBS, "persistentvolumeclaims/mine"), FORBIDDEN)
     with api_server(tmp_path, claims) as cluster:
         assert "is being started" in notes(tmp_path, *values, cluster=cluster)
 
