@@ -91,7 +91,9 @@ class Gateway:
             files = FileStore(given.engine, given.blobs, config.folder / "uploads", given.clock)
             if abandoned := await asyncio.to_thread(files.clear_abandoned):
                 telemetry.log.info("uploads that were never whole are removed", files=abandoned)
-            results = JobResults(training, serving, files, given.blobs, config.rpc_timeout_s, telemetry.log)
+            results = JobResults(
+                training, serving, files, given.blobs, config.rpc_timeout_s, given.clock, telemetry.log
+            )
             jobs = JobService(training, ingestion, files, results, given.base_models, config.rpc_timeout_s)
             chat = ChatService(lambda: watch.table, prompters, upstream, telemetry.metrics)
             loops = {

@@ -143,6 +143,8 @@ class FakeTraining(training_pb2_grpc.TrainingServiceServicer):
         self.error: ShortstackError | None = None
         self.lost: ShortstackError | None = None
         """Raised once a job is open: its answer is lost."""
+        self.events_error: ShortstackError | None = None
+        self.events_asked: list[str] = []
         self._created = 1_700_000_000
 
     def SubmitRun(self, request: training_pb2.SubmitRunRequest, context: Any) -> training_pb2.SubmitRunResponse:
@@ -188,6 +190,9 @@ class FakeTraining(training_pb2_grpc.TrainingServiceServicer):
         return training_pb2.CancelRunResponse(job=job)
 
     def ListEvents(self, request: training_pb2.ListEventsRequest, context: Any) -> training_pb2.ListEventsResponse:
+        self.events_asked.append(request.id)
+        if self.events_error is not None:
+            raise self.events_error
         events = self.events.get(request.id, [])[::-1]
         if request.after:
             ids = [f"{one.run or one.job}/{one.attempt}/{one.seq}" for one in events]

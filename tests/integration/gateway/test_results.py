@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,17 @@ TABLE = """step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,l
 """
 
 
-def ended(stack: Stack, state: tr.JobState.ValueType = tr.JOB_STATE_SUCCEEDED, **job: Any) -> str:
-    """A job whose run did two steps, and that has ended."""
+DAY_S = 86_400
+
+
+def ended(stack: Stack, state: tr.JobState.ValueType = tr.JOB_STATE_SUCCEEDED, *, days: int = 0, **job: Any) -> str:
+    """A job whose run did two steps, and that has ended, so many days ago."""
     client = stack.client()
     file = client.files.create(file=("mydata.jsonl", b"{}\n"), purpose="fine-tune").id
     made = client.fine_tuning.jobs.create(training_file=file, model=BASE).id
     kept = stack.training.jobs[made]
     kept.MergeFrom(tr.JobSnapshot(state=state, run="run1", model=FINE_TUNE, **job))
-    kept.finished_at.seconds = 1_700_000_600
+    kept.finished_at.seconds = int(time.time()) - 60 - days * DAY_S
     stack.training.runs["run1"] = tr.RunSnapshot(run="run1", attempt=1, step=2, max_steps=2)
     for number, (kind, payload) in enumerate(STEPS, 1):
         event = tr.TrainingEvent(run="run1", attempt=1, seq=number, type=kind, payload_json=json.dumps(payload))
@@ -53,7 +57,8 @@ def test_the_metrics_of_a_finished_run_are_a_file_of_the_owner(stack: Stack) -> 
     client, job = stack.client(), ended(stack)
     (named,) = results(stack, job)
     file = client.files.retrieve(named)
-    assert (file.filename, file.purpose, file.created_at) == ("step_metrics.csv", "fine-tune-results", 1_700_000_600)
+    finished = stack.training.jobs[job].finished_at.seconds
+    assert (file.filename, file.purpose, file.created_at) == ("step_metrics.csv", "fine-tune-results", finished)
     assert client.files.content(named).text == TABLE
     assert file.bytes == len(TABLE)
     assert [one.id for one in client.files.list(purpose="fine-tune-results")] == [named]
@@ -143,6 +148,47 @@ def test_a_job_is_told_while_serving_is_away_and_its_proof_later(stack: Stack) -
     assert "contract_test.json" in stack.logs.getvalue()
     stack.serving.error = None
     assert len(results(stack, job)) == 2
+
+
+def listed(stack: Stack) -> dict[str, list[str]]:
+    return {job.id: job.result_files or [] for job in stack.client().fine_tuning.jobs.list(limit=100)}
+
+
+def test_a_list_makes_a_few_files_at_a_time(stack: Stack) -> None:
+    jobs = [ended(stack) for _ in range(12)]
+    made = [sum(map(len, listed(stack).values())) for _ in range(4)]
+    assert made == [5, 10, 12, 12]
+    assert sorted(stack.training.events_asked) == sorted(jobs)
+
+
+def test_of_a_job_that_ended_long_ago_only_what_is_stored_is_made(stack: Stack, tmp_path: Path) -> None:
+    job = ended(stack, days=8)
+    assert listed(stack) == {job: []}
+    assert results(stack, job) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n')
+    put_papers(stack.blobs, "run1", 1, tmp_path)
+    assert listed(stack) == {job: []}
+    (named,) = results(stack, job)
+    assert listed(stack) == {job: [named]}
+    assert stack.training.events_asked == []
+
+
+def test_a_run_without_a_step_is_not_asked_for_metrics(stack: Stack) -> None:
+    job = ended(stack, tr.JOB_STATE_FAILED, error_code="training_failed")
+    stack.training.runs["run1"].step = 0
+    assert listed(stack) == {job: []}
+    assert results(stack, job) == []
+    assert stack.training.events_asked == []
+
+
+def test_a_service_that_is_away_is_asked_once_for_a_whole_list(stack: Stack) -> None:
+    for _ in range(4):
+        ended(stack)
+    stack.training.events_error = Transient("training is starting")
+    assert not any(listed(stack).values())
+    assert len(stack.training.events_asked) == 1
+    stack.training.events_error = None
+    assert all(listed(stack).values())
 
 
 def test_a_job_that_ends_anew_leaves_other_files(stack: Stack) -> None:

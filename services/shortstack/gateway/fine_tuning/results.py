@@ -1,7 +1,8 @@
 """What a job that ended leaves as files of its owner: the metrics of its run, and the contract test that it failed.
 
 They are made when the job is first read after its end, and then stand: their ids follow from the job and its end, so
-that two gateways make the same files. Purpose: OpenAI's ``fine-tune-results``; name and first columns of the metrics:
+that two gateways make the same files. A list makes but a few, of jobs that ended lately, so that it takes no longer the
+more jobs there are. Purpose: OpenAI's ``fine-tune-results``; name and first columns of the metrics:
 OpenAI's ``step_metrics.csv``.
 """
 
@@ -13,12 +14,14 @@ import io
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, timedelta
 from typing import Any, Final
 
 import grpc.aio
 import orjson
 import structlog
 
+from shortstack.core.clock import Clock
 from shortstack.core.digest import sha256_hex
 from shortstack.core.errors import Fatal, NotFound, Transient
 from shortstack.gateway.files.store import FileStore, StoredFile
@@ -37,6 +40,9 @@ _CONTRACT: Final = "contract_test.json"
 _LEFT_BY: Final = (tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED)
 _CONTRACT_FAILED: Final = "deployment_failed"
 _EVENTS_KEPT: Final = 2000
+_EVENTS_LAST: Final = timedelta(days=7)
+"""As long as training tells a job's events after its end (docs/training.md)."""
+_MADE_BY_A_LIST: Final = 5
 _COLUMNS: Final[Mapping[str, str]] = {
     "step": "step",
     "train_loss": "loss",
@@ -53,9 +59,13 @@ Lines = dict[int, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """One file of one job, to be made by ``make``, which gives nothing where there is nothing to tell yet."""
+    """One file of one job, to be made by ``make``, which gives nothing where there is nothing to tell yet.
+
+    ``fresh``: the job ended so lately that its events are kept.
+    """
 
     file: StoredFile
+    fresh: bool
     make: Callable[[], Awaitable[bytes | None]]
 
 
@@ -68,6 +78,7 @@ class JobResults:
         files: where they are kept.
         blobs: the object store; a cluster's attempts leave their metrics there.
         timeout_s: of one call.
+        clock: time.
         log: told of what could not be made.
     """
 
@@ -78,6 +89,7 @@ class JobResults:
         files: FileStore,
         blobs: BlobStore,
         timeout_s: float,
+        clock: Clock,
         log: structlog.stdlib.BoundLogger,
     ) -> None:
         self._training = training_pb2_grpc.TrainingServiceStub(training)
@@ -85,36 +97,62 @@ class JobResults:
         self._files = files
         self._blobs = blobs
         self._timeout_s = timeout_s
+        self._clock = clock
         self._log = log
 
-    async def of(self, owner: str, found: Iterable[training_pb2.GetRunResponse]) -> dict[str, list[str]]:
+    async def of(
+        self, owner: str, found: Iterable[training_pb2.GetRunResponse], *, a_list: bool = False
+    ) -> dict[str, list[str]]:
         """Job → ids of its files, for jobs of one owner.
 
         What cannot be made for now, as training, serving or the object store is away, is left out until a later call.
+
+        Args:
+            owner: whose.
+            found: the jobs with their runs.
+            a_list: whether the jobs are read as a list, which makes a few files at most.
         """
         wanted = {one.job.job: self._wanted(one.job, one.run) for one in found}
         ids = [result.file.id for results in wanted.values() for result in results]
         made = await asyncio.to_thread(self._files.results, owner, ids) if ids else {}
-        for result in (one for results in wanted.values() for one in results if one.file.id not in made):
+        missing = [one for results in wanted.values() for one in results if one.file.id not in made]
+        if a_list:
+            missing = [one for one in missing if one.fresh][:_MADE_BY_A_LIST]
+        for file_id in await self._made(missing):
+            made[file_id] = True
+        return {job: [one.file.id for one in results if made.get(one.file.id)] for job, results in wanted.items()}
+
+    async def _made(self, missing: Iterable[_Result]) -> list[str]:
+        """Makes what can be made now; its ids."""
+        made: list[str] = []
+        away: set[str] = set()  # kinds of files whose service did not answer: each would wait as long again
+        for result in missing:
+            if result.file.filename in away:
+                continue
             try:
                 if (data := await result.make()) is not None:
                     await asyncio.to_thread(self._files.add_result, result.file, data)
-                    made[result.file.id] = True
+                    made.append(result.file.id)
             except (Transient, Fatal) as error:  # the job itself can be told all the same
+                away.add(result.file.filename)
                 self._log.warning("a job's result file is not made yet", file=result.file.filename, error=str(error))
-        return {job: [one.file.id for one in results if made.get(one.file.id)] for job, results in wanted.items()}
+        return made
 
     def _wanted(self, job: tr.JobSnapshot, run: tr.RunSnapshot) -> list[_Result]:
         if job.state not in _LEFT_BY or not run.run:
             return []
-        wanted = [_Result(_file(job, _METRICS), lambda: self._metrics(job, run))]
+        wanted: list[_Result] = []
+        fresh = self._clock.now() - job.finished_at.ToDatetime(tzinfo=UTC) <= _EVENTS_LAST
+        if run.step:
+            wanted.append(_Result(_file(job, _METRICS), fresh, lambda: self._metrics(job, run, told=fresh)))
         if job.state == tr.JOB_STATE_FAILED and job.error_code == _CONTRACT_FAILED:
-            wanted.append(_Result(_file(job, _CONTRACT), lambda: self._contract(job)))
+            wanted.append(_Result(_file(job, _CONTRACT), fresh, lambda: self._contract(job)))
         return wanted
 
-    async def _metrics(self, job: tr.JobSnapshot, run: tr.RunSnapshot) -> bytes | None:
+    async def _metrics(self, job: tr.JobSnapshot, run: tr.RunSnapshot, *, told: bool) -> bytes | None:
+        """The table, from what the attempt stored or else, where ``told``, from its events."""
         lines = await asyncio.to_thread(self._stored, run)
-        if not lines:
+        if not lines and told:
             request = training_pb2.ListEventsRequest(owner=job.owner, id=job.job, limit=_EVENTS_KEPT)
             events = await call(self._training.ListEvents, request, self._timeout_s, "training")
             lines = metrics_of(events.events)

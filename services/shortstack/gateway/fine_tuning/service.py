@@ -146,8 +146,10 @@ class JobService:
         """
         return (await self._shown(owner, [await self._found(owner, job)]))[0]
 
-    async def _shown(self, owner: str, found: Sequence[training_pb2.GetRunResponse]) -> list[dict[str, Any]]:
-        results = await self._results.of(owner, found)
+    async def _shown(
+        self, owner: str, found: Sequence[training_pb2.GetRunResponse], *, a_list: bool = False
+    ) -> list[dict[str, Any]]:
+        results = await self._results.of(owner, found, a_list=a_list)
         return [mapping.job(one.job, one.run, results[one.job.job]) for one in found]
 
     async def _found(self, owner: str, job: str) -> training_pb2.GetRunResponse:
@@ -181,7 +183,7 @@ class JobService:
                 raise Invalid(f'no job "{after}" to go on after', param="after") from error
             found += [one for one in runs.runs if _matches(mapping.metadata_of(one.job), metadata)]
             if len(found) > limit or not runs.has_more or not runs.runs:
-                return await self._shown(owner, found[:limit]), len(found) > limit
+                return await self._shown(owner, found[:limit], a_list=True), len(found) > limit
             after = runs.runs[-1].job.job
 
     async def cancel(self, owner: str, job: str) -> dict[str, Any]:
