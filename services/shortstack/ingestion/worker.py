@@ -3,7 +3,8 @@
 A worker that handles one message after another would let a dataset of gigabytes hold up all that come behind it. Here
 up to ``workers`` publications are under way, their batches interleaved; a partition's offset is committed up to the
 first message that is not done, so that a crash repeats all that was unfinished, and repeating changes nothing.
-What a process died of is counted (see `streams.attempts`), and set aside after the fifth death.
+What a process died of is counted (see `streams.attempts`), and set aside after the fifth death. Whoever takes over
+from a life that was cut short has one publication under way in all, until it is past what that life may have died of.
 """
 
 from __future__ import annotations
@@ -141,42 +142,47 @@ class IngestionWorker(Background):
     def _turn(self, consumer: Consumer, hearing: Hearing, paused: frozenset[Partition]) -> frozenset[Partition]:
         """Polls, even where nothing can be taken: membership is kept by polling."""
         self._end_if_died(consumer)
-        free = self._workers - self._busy()
+        room = self._room()
         held = consumer.assignment()
-        wait = held if free <= 0 else held & self._alone()
+        wait = held if room <= 0 else frozenset()
         consumer.resume((paused & held) - wait)
         consumer.pause(wait)
-        paused = wait
-        deliveries = consumer.poll(_POLL_S, max(1, free))
+        deliveries = consumer.poll(_POLL_S, max(1, room))
+        self._attempts.hold(consumer.assignment())
         left: set[Partition] = set()
         for delivery in deliveries:
             if delivery.partition not in left and not self._begin(consumer, delivery):
                 left.add(delivery.partition)
-        self._commit(consumer)
+        committed = self._commit(consumer)
+        if committed and not (deliveries or wait or self._busy()):
+            self._trust_again(consumer)
         hearing.polled(bool(deliveries))
         self._telemetry.metrics.consumer_lag.set(consumer.lag())
         self._health.progress()
-        return paused
+        return wait
+
+    def _room(self) -> int:
+        """Publications that may begin now; one alone is under way while it is not known what a life died of."""
+        return (1 if self._attempts.careful else self._workers) - self._busy()
+
+    def _trust_again(self, consumer: Consumer) -> None:
+        """Ends the care once nothing is left that stood there when a life ended."""
+        if self._attempts.careful and not consumer.undelivered():
+            self._attempts.trust()
 
     def _busy(self) -> int:
         with self._lock:
             return sum(len(held.under_way) for held in self._held.values())
 
-    def _alone(self) -> frozenset[Partition]:
-        """Partitions of which one message alone is to be under way, and is."""
-        with self._lock:
-            return frozenset(p for p, held in self._held.items() if held.under_way and self._attempts.due(p))
-
     def _begin(self, consumer: Consumer, delivery: Delivery) -> bool:
         """Hands a message to the pool; False if it, and what follows it on its partition, has to come again."""
         partition = delivery.partition
-        if self._attempts.due(partition):
-            # A count that is over must be gone before the next begins.
-            if partition in self._alone() or not self._commit(consumer):
-                consumer.seek(partition, delivery.offset)
-                return False
-            if not self._attempts.begin(delivery):
-                return False
+        # The poll may have brought a partition that asks for care; and a count that is over must be gone before the next.
+        if self._room() <= 0 or (self._attempts.due(partition) and not self._commit(consumer)):
+            consumer.seek(partition, delivery.offset)
+            return False
+        if self._attempts.due(partition) and not self._attempts.begin(delivery):
+            return False
         with self._lock:
             held = self._held.setdefault(partition, _Held())
             held.begin(delivery)
@@ -222,7 +228,7 @@ class IngestionWorker(Background):
                 held = self._held.pop(partition, None)
                 if held is not None:
                     held.lost.set()
-        self._attempts.give_up(partitions)
+        self._attempts.lost(partitions)
 
     def _work(self, delivery: Delivery, held: _Held, attempts: int) -> None:
         try:

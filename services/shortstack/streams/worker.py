@@ -300,7 +300,7 @@ class BatchWorker(Background):
         """Called within `poll` and `commit`."""
         for partition in partitions:
             self._held.pop(partition, None)
-        self._attempts.give_up(partitions)
+        self._attempts.lost(partitions)
 
 
 def _accepted(delivery: Delivery, future: Future[Position]) -> str:

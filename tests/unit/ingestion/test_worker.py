@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, cast
 
+import pytest
 from tests.fakes.deaf_broker import DeafOnce
 from tests.polling import until
 
@@ -18,7 +19,7 @@ from shortstack.core.errors import Transient
 from shortstack.core.health import Health
 from shortstack.core.telemetry import Telemetry
 from shortstack.ingestion.worker import GROUP, IngestionWorker
-from shortstack.streams.attempts import AttemptMark
+from shortstack.streams.attempts import AttemptMark, Attempts
 from shortstack.streams.broker import Broker, Outbound
 from shortstack.streams.memory import MemoryBroker
 from shortstack.streams.topics import DATASETS_INGEST
@@ -165,5 +166,57 @@ def test_stopping_is_no_death() -> None:
         before = len(requests.begun)
         with life(broker, requests):
             until(lambda: len(requests.begun) > before, "it is begun", deadline_s=DEADLINE_S)  # noqa: B023
-            until(lambda: marks(broker) == [AttemptMark(0, 1)], "it is counted", deadline_s=DEADLINE_S)
-        assert marks(broker) == [AttemptMark(0, 0)]
+            until(lambda: [mark.attempts for mark in marks(broker) if mark] == [1], "counted", deadline_s=DEADLINE_S)
+        assert marks(broker) == [AttemptMark(0)]
+
+
+class Killing:
+    """``bad`` has the process killed, which cuts short what is under way beside it; everything else takes a while."""
+
+    def __init__(self) -> None:
+        self.kill = threading.Event()
+        self.done: list[bytes] = []
+
+    def order(self, value: bytes, owner: str, requested_at: datetime) -> None:
+        if value == b"bad":
+            self.kill.set()
+        if self.kill.wait(0.3):
+            raise Transient("cut short")
+        self.done.append(value)
+
+
+def test_what_is_under_way_on_other_partitions_is_not_set_aside_with_a_killer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Attempts, "give_up", lambda attempts: None)  # a process that is killed takes nothing back
+    broker, requests, lives = MemoryBroker(SystemClock()), Killing(), 0
+    broker.apply([DATASETS_INGEST])
+    for number in range(12):
+        value = b"bad" if number == 5 else b"%d" % number
+        broker.producer().send(Outbound(DATASETS_INGEST.name, b"%d" % number, value)).result(5)
+    assert len({message.partition for message in broker.messages(DATASETS_INGEST.name)}) > 1
+    while not done(broker):
+        lives += 1
+        assert lives < 10
+        requests.kill.clear()
+        with life(broker, cast(Any, requests)):
+            until(lambda: requests.kill.is_set() or done(broker), "an end", deadline_s=DEADLINE_S)
+    assert [letter.value for letter in broker.messages(f"{DATASETS_INGEST.name}.dlq")] == [b"bad"]
+    assert set(requests.done) == {b"%d" % number for number in range(12)} - {b"5"}
+
+
+def test_care_ends_when_all_that_stood_there_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Attempts, "give_up", lambda attempts: None)
+    broker, requests = sent(b"slow"), Deadly()
+    with life(broker, requests):
+        until(lambda: requests.begun, "it is begun", deadline_s=DEADLINE_S)
+    requests.let_go.set()
+    with life(broker, requests) as worker:
+        until(lambda: worker._attempts.careful or done(broker), "the mark is found", deadline_s=DEADLINE_S)
+        until(lambda: done(broker) and not worker._attempts.careful, "it is past it", deadline_s=DEADLINE_S)
+        requests.let_go.clear()
+        requests.begun.clear()
+        for key in (b"faq", b"faq"):
+            broker.producer().send(Outbound(DATASETS_INGEST.name, key, b"slow")).result(5)
+        broker.producer().send(Outbound(DATASETS_INGEST.name, b"faq", b"beside")).result(5)
+        until(lambda: b"beside" in requests.done, "several are under way", deadline_s=DEADLINE_S)

@@ -15,7 +15,7 @@ from shortstack.core.config import ServiceConfig
 from shortstack.core.errors import Poison, Transient
 from shortstack.core.health import Health
 from shortstack.core.telemetry import Telemetry
-from shortstack.streams.attempts import MAX_ATTEMPTS
+from shortstack.streams.attempts import MAX_ATTEMPTS, AttemptMark, Attempts
 from shortstack.streams.broker import Delivery, Outbound, Partition
 from shortstack.streams.memory import MemoryBroker, MemoryConsumer
 from shortstack.streams.topics import RECORDS_RAW
@@ -125,3 +125,27 @@ def test_a_partition_that_is_lost_within_a_commit_ends_no_worker(
     with working(broker, Done(), telemetry) as worker:
         until(lambda: lost.is_set() and broker.lag(GROUP, TOPICS) == 0, "it was handled after all")
         assert worker.failed is None
+
+
+def test_a_partition_that_goes_to_and_fro_between_living_members_counts_each_once(broker: MemoryBroker) -> None:
+    members = [Attempts(64), Attempts(64)]
+    for turn in range(4 * MAX_ATTEMPTS):
+        attempts, consumer = members[turn % 2], broker.consumer(GROUP, TOPICS)
+        attempts.join(consumer)
+        (delivery,) = consumer.poll(1)
+        assert attempts.begin(delivery)
+        assert attempts.at(delivery) <= 2
+        consumer.close()  # it is gone before anything could be taken back
+
+
+def test_every_life_that_a_message_ends_is_counted(broker: MemoryBroker) -> None:
+    for life in range(1, 50):
+        attempts, consumer = Attempts(64), broker.consumer(GROUP, TOPICS)
+        attempts.join(consumer)
+        (delivery,) = consumer.poll(1)
+        assert attempts.begin(delivery)
+        assert attempts.at(delivery) == min(life, 32)
+        (mark,) = broker.committed(GROUP).values()
+        assert len(mark[1]) < 4096
+        assert AttemptMark.read(mark) is not None
+        consumer.close()
