@@ -339,6 +339,22 @@ def test_a_repeat_with_the_same_idempotency_key_is_the_same_job(stack: Stack) ->
             client.fine_tuning.jobs.create(training_file=file, model=BASE, extra_headers={"Idempotency-Key": wrong})
 
 
+def test_a_repeat_of_a_refused_creation_is_refused_too(stack: Stack) -> None:
+    client, file, headers = stack.client(), upload(stack), {"Idempotency-Key": "mine-1"}
+    stack.ingestion.error = Invalid("the source is no JSONL", param="source")
+    with pytest.raises(openai.BadRequestError):
+        client.fine_tuning.jobs.create(training_file=file, model=BASE, extra_headers=headers)
+    stack.ingestion.error = None
+    with pytest.raises(openai.ConflictError, match="send another key"):
+        client.fine_tuning.jobs.create(training_file=file, model=BASE, extra_headers=headers)
+    assert stack.ingestion.published == []
+    again = client.fine_tuning.jobs.create(training_file=file, model=BASE, extra_headers={"Idempotency-Key": "mine-2"})
+    stack.training.jobs[again.id].publication = "pub-1"
+    client.fine_tuning.jobs.cancel(again.id)
+    same = client.fine_tuning.jobs.create(training_file=file, model=BASE, extra_headers={"Idempotency-Key": "mine-2"})
+    assert (same.id, same.status) == (again.id, "cancelled")
+
+
 def test_a_service_that_is_away_is_503_and_named(stack: Stack) -> None:
     stack.peers.stop(5)
     reply = httpx.get(f"{stack.url}/v1/fine_tuning/jobs", headers={"authorization": f"Bearer {stack.key}"}, timeout=20)

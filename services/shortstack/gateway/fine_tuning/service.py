@@ -69,7 +69,7 @@ class JobService:
         Raises:
             ApiError: 400, the file is not there or not for fine-tuning.
             Invalid: an unknown base model.
-            Conflict: the key is that of another request.
+            Conflict: the key is that of another request, or of a job that was cancelled before its file was published.
             Transient: a service is away.
         """
         base = self._bases.get(wish.model).name
@@ -89,7 +89,7 @@ class JobService:
         publication = {**_publication(dataset, file), "train": train, "deploy": deploy, "job": job}
         try:
             opened = await self._submit(owner, job, dataset, request)
-            if opened.publication or opened.state != tr.JOB_STATE_VALIDATING_FILES:  # the repeat of one that went well
+            if _is_under_way(opened):  # a repeat
                 return await self.get(owner, job)
             await self._publish(owner, publication)
         except Transient:
@@ -229,6 +229,22 @@ class JobService:
         request = training_pb2.ListEventsRequest(owner=owner, id=job, limit=_EVENTS_KEPT)
         events = await call(self._training.ListEvents, request, self._timeout_s, "training")
         return mapping.checkpoints(events.events, job, found.job.model or found.run.base_model or job)
+
+
+def _is_under_way(opened: tr.JobSnapshot) -> bool:
+    """Whether the job has its file, or has come so far that it needs none any more; else it is still to be published.
+
+    Raises:
+        Conflict: it never will be, as the job was cancelled: by its owner, or because its file was refused.
+    """
+    if opened.publication:
+        return True
+    if opened.state == tr.JOB_STATE_CANCELLED:
+        raise Conflict(
+            f"this Idempotency-Key is that of job {opened.job}, which was cancelled before its file was published",
+            remedy="To try again, send another key.",
+        )
+    return opened.state != tr.JOB_STATE_VALIDATING_FILES
 
 
 def _publication(dataset: str, file: StoredFile) -> dict[str, Any]:
