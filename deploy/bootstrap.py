@@ -102,7 +102,7 @@ def pytest_task(*folders: str, cover: bool = False, alone: bool = False) -> Call
             (tests/conftest.py says which belong together).
     """
     flags = ["--cov=shortstack", "--cov-report=term:skip-covered"] if cover else []
-    flags += [] if alone else ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadgroup", "--no-loadscope-reorder"]
+    flags += [] if alone else ["--numprocesses=auto", "--maxprocesses=4", "--no-loadscope-reorder"]
     if f"tests/{folders[-1]}" != DRILLS:
         flags.append(f"--ignore={DRILLS}")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from shortstack.local.broker import BrokerConfig, LocalBroker
 
@@ -21,17 +23,29 @@ _LONGEST_FIRST = ("e2e", "integration/training", "integration", "contract", "uni
 _ONE_STACK = ("e2e/faults", "e2e")
 
 
+def _inside(file: Path, folders: tuple[str, ...]) -> str | None:
+    """The first of ``folders``, below this one, that a file is in."""
+    here = Path(__file__).parent
+    return next((folder for folder in folders if file.is_relative_to(here / folder)), None)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a worker of pytest-xdist gets as one: a file, or all tests of a stack. The longest begin first."""
-    here = Path(__file__).parent
+    """The longest begin first, so that no worker is left alone with them."""
+    items.sort(key=lambda item: _LONGEST_FIRST.index(_inside(item.path, _LONGEST_FIRST) or "unit"))
 
-    def inside(item: pytest.Item, folders: tuple[str, ...]) -> str | None:
-        return next((folder for folder in folders if item.path.is_relative_to(here / folder)), None)
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(inside(item, _ONE_STACK) or str(item.path.relative_to(here))))
-    items.sort(key=lambda item: _LONGEST_FIRST.index(inside(item, _LONGEST_FIRST) or "unit"))
+class FilesAndStacks(LoadScopeScheduling):
+    """What a worker of pytest-xdist gets as one: a file, or all tests of a stack."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return _inside(ROOT / file, _ONE_STACK) or file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesAndStacks:
+    return FilesAndStacks(config, log)
 
 
 @pytest.fixture(scope="session")

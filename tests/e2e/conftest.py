@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.e2e.stack import Stack
 
 ROOT = Path(__file__).parents[2]
 STACK = pytest.StashKey[Stack]()
+ENDING = pytest.StashKey[ExitStack]()
 _ORDER = (
     "test_bad_input",
     "test_shared_datasets",
@@ -66,16 +68,23 @@ def began(
     data = ROOT.parent / "shared" / "data"
     made = Stack(var, checkout_var, [ROOT / "examples", *([data] if data.is_dir() else [])])
     request.session.stash[STACK] = made
-    try:
+    with ExitStack() as ending:
+        request.session.stash[ENDING] = ending
+        ending.callback(request.session.stash.__delitem__, STACK)
+        ending.callback(made.down)
         made.up()
         main_job = MainJob(made)
-        try:
-            yield made, main_job
-        finally:
-            main_job.stop()
-    finally:
-        made.down()
-        del request.session.stash[STACK]
+        ending.callback(main_job.stop)
+        yield made, main_job
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
+    """Ends the stack with the last test that needs it: a worker goes on with other files, and has no use for it."""
+    yield
+    ending = item.session.stash.get(ENDING, None)
+    if ending is not None and (nextitem is None or nextitem.path.parent != Path(__file__).parent):
+        ending.close()
 
 
 @pytest.fixture(scope="session")
