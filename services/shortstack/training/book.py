@@ -27,6 +27,7 @@ JOB_ENDED: Final = frozenset({tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED, tr.JO
 RUN_ENDED: Final = frozenset({tr.RUN_STATE_SUCCEEDED, tr.RUN_STATE_FAILED, tr.RUN_STATE_CANCELLED})
 STEPS: Final = ("validate", "curate", "train", "export", "prove", "deploy")
 _DEFAULT_SUFFIX: Final = "model"
+_NOT_ACCEPTED: Final = "dataset_not_accepted"
 _UNACCEPTED: Final = "See that ingestion and assembly run, publish the dataset, and ask for the job again."
 _MODEL_OVER: Final = frozenset({sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN})
 
@@ -141,6 +142,8 @@ class JobBook:
         if own:
             job.publication = publication
             self.touch(job, now)
+            if job.error_code == _NOT_ACCEPTED:  # it came after all
+                self._reopen(job, max(requested_at, job.wished_at.ToDatetime(tzinfo=UTC)), now)
         if requested_at <= job.wished_at.ToDatetime(tzinfo=UTC):
             return
         stamp(job.wished_at, requested_at)
@@ -162,6 +165,8 @@ class JobBook:
 
     def _requeue(self, run: tr.RunSnapshot) -> None:
         run.attempt += 1
+        if run.state == tr.RUN_STATE_CANCELLED:  # its checkpoints are gone, so how far it once came forgives nothing
+            run.checkpoint_step = 0
         run.state, run.error, run.remedy = tr.RUN_STATE_QUEUED, "", ""
         run.deaths = run.unstarted = 0
         run.ClearField("finished_at")
@@ -233,7 +238,7 @@ class JobBook:
         minutes = self._dataset_wait.total_seconds() / 60
         error = f'dataset "{job.dataset}" was not accepted within {minutes:g} minutes'
         self._step(job, "validate", tr.STEP_STATE_FAILED, error)
-        self.fail(job, "dataset_not_accepted", error, _UNACCEPTED, now)
+        self.fail(job, _NOT_ACCEPTED, error, _UNACCEPTED, now)
 
     def _resolve(self, job: tr.JobSnapshot, dataset: ds.DatasetSnapshot) -> ResolvedRun:
         where = f"job {job.job}"

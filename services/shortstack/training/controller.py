@@ -207,12 +207,14 @@ class TrainingController:
             self._telemetry.log.warning("event passed over", place=delivery.place, error=str(error))
 
     def _event(self, event: tr.TrainingEvent) -> None:
+        payload = orjson.loads(event.payload_json or b"{}")
+        if not isinstance(payload, dict):
+            raise TypeError("its payload is no object")
         if self._is_old(event.run or event.job) or not self.events.add(event):
             return
         run = self._book.runs.get(event.run)
         if run is None or event.attempt != run.attempt or run.state not in ACTIVE:
             return
-        payload = orjson.loads(event.payload_json or b"{}")
         if event.type == "step":
             run.step, run.max_steps = payload["step"], payload["max_steps"]
             run.loss = payload.get("loss") or 0.0

@@ -116,4 +116,5 @@ class EventBook:
 
 def _place(event: TrainingEvent) -> tuple[int, Any]:
     """Attempt and step; the step of an event that names none equals no other."""
-    return event.attempt, orjson.loads(event.payload_json or b"{}").get("step", object())
+    payload = orjson.loads(event.payload_json or b"{}")
+    return event.attempt, payload.get("step", object()) if isinstance(payload, dict) else object()

@@ -76,7 +76,11 @@ class RunFollower:
                 self._finish(run, tr.RUN_STATE_CANCELLED)
             case AttemptPhase.ABSENT if self._clock.now() < run.not_before.ToDatetime(tzinfo=UTC):
                 pass  # a pause after the attempt before; the run's message says so
+            case AttemptPhase.ABSENT if _has_no_turn(run) and not self._has_room():
+                most = f"at most {self._config.training_parallel} at the same time (SHORTSTACK_TRAINING_PARALLEL)"
+                self._note(run, f"attempt {run.attempt} starts when another run has ended: {most}.")
             case AttemptPhase.ABSENT:
+                self._take_turn(run)
                 self._show_waiting(run, status.waiting)
                 self._launch(run)
             case AttemptPhase.SUCCEEDED:
@@ -84,6 +88,8 @@ class RunFollower:
             case AttemptPhase.FAILED | AttemptPhase.LOST:
                 self._agents.pop((run.run, run.attempt), None)
                 self._broke_off(run, status)
+            case AttemptPhase.RUNNING if _has_no_turn(run):  # launched, and what said so was not written
+                self._take_turn(run)
             case AttemptPhase.RUNNING if status.waiting or run.state == tr.RUN_STATE_WAITING:
                 self._show_waiting(run, status.waiting)
             case AttemptPhase.RUNNING:
@@ -172,15 +178,22 @@ class RunFollower:
 
     def start(self) -> None:
         """Queued runs in order of age, as many as may go at the same time."""
-        active = sum(run.state in ACTIVE for run in self._book.runs.values())
         queued = [run for run in self._book.runs.values() if run.state == tr.RUN_STATE_QUEUED]
         for run in sorted(queued, key=lambda r: r.created_at.ToNanoseconds()):
             if not self._wanted(run):
                 self._finish(run, tr.RUN_STATE_CANCELLED)
-            elif active < self._config.training_parallel:
-                active += 1
+            elif self._has_room():
                 # Written before it is launched: a crash between the two finds the attempt absent and launches it.
                 self.move(run, tr.RUN_STATE_STARTING)
+
+    def _has_room(self) -> bool:
+        active = sum(run.state in ACTIVE and not _has_no_turn(run) for run in self._book.runs.values())
+        return active < self._config.training_parallel
+
+    def _take_turn(self, run: tr.RunSnapshot) -> None:
+        if run.HasField("not_before"):
+            run.ClearField("not_before")
+            self._book.dirty.add(f"run/{run.run}")
 
     def _launch(self, run: tr.RunSnapshot) -> None:
         if self._written(f"run/{run.run}") != run.attempt:
@@ -200,3 +213,12 @@ class RunFollower:
         run.state = state
         stamp(run.updated_at, self._clock.now())
         self._book.dirty.add(f"run/{run.run}")
+
+
+def _has_no_turn(run: tr.RunSnapshot) -> bool:
+    """Whether a run whose trainer did not begin lets others go first, from its pause on until its next attempt.
+
+    It is tried again without end, as what keeps it may pass, so it must not keep others. One that died while it trained
+    keeps its turn: it pauses seldom, and is near its end or its limit of deaths.
+    """
+    return run.state == tr.RUN_STATE_WAITING and run.unstarted > 0 and run.HasField("not_before")

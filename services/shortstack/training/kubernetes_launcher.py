@@ -38,6 +38,8 @@ _ATTEMPT: Final = "shortstack/attempt"
 _INSTANCE: Final = "app.kubernetes.io/instance"
 _TRAINER: Final = "trainer"
 _AGENT: Final = "agent"
+_PREPARE: Final = "prepare"
+_EVICTED: Final = "Evicted"
 _LOOK_S: Final = 1.0
 _AGAIN_S: Final = 10.0
 _NO_POD_S: Final = 15.0
@@ -293,8 +295,17 @@ def _ended(status: AttemptStatus) -> bool:
 
 
 def _began(seen: _Seen) -> bool:
-    """Whether its trainer ran at all; where no pod is left, nobody knows, and it counts."""
-    return not seen.pods or any(container_began(pod, _TRAINER) for pod in seen.pods)
+    """Whether its trainer ran at all, or this run itself was too large to be prepared, as the next attempt would be;
+    where no pod is left, nobody knows, and it counts."""
+    return not seen.pods or any(container_began(pod, _TRAINER) or _too_large(pod) for pod in seen.pods)
+
+
+def _too_large(pod: ClusterObject) -> bool:
+    """Whether the first container needed more memory or room than there is. A node that was under pressure already
+    rejects a pod as Evicted, too (kubelet, eviction manager's Admit), before any container of it has run."""
+    evicted = (pod.get("status") or {}).get("reason") == _EVICTED
+    killed = (container_ended(pod, _PREPARE) or {}).get("reason") == OOM_KILLED
+    return killed or (evicted and container_began(pod, _PREPARE))
 
 
 def _goes_on(job: ClusterObject) -> bool:

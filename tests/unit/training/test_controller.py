@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import orjson
@@ -187,6 +188,65 @@ def test_attempts_whose_trainer_never_began_are_no_deaths(tmp_path: Path) -> Non
         running.settle("ftjob-1", SUCCEEDED)
 
 
+def test_a_run_that_never_begins_lets_others_take_its_turn_and_takes_it_back(tmp_path: Path) -> None:
+    world = World(tmp_path, {"training_back_off_s": 5})
+    world.ready(("ftjob-1", {"seed": 1}, None))
+    with world.started() as running:
+        running.until(lambda _: len(launched(world)) == 1)
+        first = launched(world)[0][0]
+        world.ready(("ftjob-1", {"seed": 1}, None), ("ftjob-2", {"seed": 2}, None))
+        running.turn(4)
+        assert len(launched(world)) == 1
+        world.launcher.lose(first, 1, began=False)
+        running.until(lambda _: len(launched(world)) == 2)
+        second = launched(world)[1][0]
+        assert second != first
+
+        world.clock.advance(301)  # its pause is over, its turn is another's
+        running.turn(4)
+        assert len(launched(world)) == 2
+        waits = running.controller.shown()[f"run/{first}"].run
+        assert waits.state == tr.RUN_STATE_WAITING
+        assert "attempt 2 starts when another run has ended" in waits.message
+
+        world.launcher.succeed(second, 1, export())
+        running.settle("ftjob-2", SUCCEEDED)
+        running.until(lambda _: launched(world)[2:] == [(first, 2)])
+        world.launcher.wait(first, 2, "no node has room")  # launched, so it is its turn, also while it waits
+        world.ready(*((f"ftjob-{n}", {"seed": n}, None) for n in (1, 2, 3)))
+        world.clock.advance(301)
+        running.turn(4)
+        assert launched(world)[2:] == [(first, 2)]
+        world.launcher.succeed(first, 2, export())
+        running.settle("ftjob-1", SUCCEEDED)
+        running.until(lambda _: len(launched(world)) == 4)
+
+
+def test_runs_that_never_begin_take_turns(tmp_path: Path) -> None:
+    world = World(tmp_path, {"training_back_off_s": 5})
+    world.ready(*((f"ftjob-{n}", {"seed": n}, None) for n in (1, 2)))
+    with world.started() as running:
+        for number in range(1, 7):
+            running.until(lambda _, number=number: len(launched(world)) == number)
+            world.launcher.lose(*launched(world)[-1], began=False)
+            running.turn(2)
+            world.clock.advance(301)
+    assert sorted(attempt for _, attempt in launched(world)[:6]) == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_run_that_died_while_it_trained_keeps_its_turn_over_its_pause(tmp_path: Path) -> None:
+    world = World(tmp_path, {"training_back_off_s": 5})
+    world.ready(*((f"ftjob-{n}", {"seed": n}, None) for n in (1, 2)))
+    with world.started() as running:
+        running.until(lambda _: len(launched(world)) == 1)
+        run = launched(world)[0][0]
+        world.launcher.lose(run, 1)
+        running.turn(4)
+        assert len(launched(world)) == 1
+        world.clock.advance(6)
+        running.until(lambda _: launched(world) == [(run, 1), (run, 2)])
+
+
 def test_a_further_checkpoint_forgives_deaths_and_the_same_one_does_not(tmp_path: Path) -> None:
     world = World(tmp_path, {"training_max_attempts": 2})
     world.ready(("ftjob-1", {}, None))
@@ -201,6 +261,27 @@ def test_a_further_checkpoint_forgives_deaths_and_the_same_one_does_not(tmp_path
             running.turn()
         running.settle("ftjob-1", FAILED)
     assert len(launched(world)) == 4
+
+
+def test_the_deaths_of_a_run_that_begins_anew_are_forgiven_from_its_first_checkpoint_on(tmp_path: Path) -> None:
+    world = World(tmp_path, {"training_max_attempts": 2})
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        running.until(lambda _: len(launched(world)) == 1)
+        run = launched(world)[0][0]
+        world.event(run, 1, 1, type="checkpoint", step=100)
+        running.until(lambda _: running.run().checkpoint_step == 100)
+        world.cancel("ftjob-1")
+        running.until(lambda _: running.run().state == tr.RUN_STATE_CANCELLED)
+        assert world.launcher.forgotten == [run]  # what it had stored is gone
+        world.ready(("ftjob-1", {}, None))
+        for attempt, step in ((2, 10), (3, 20), (4, 30)):
+            running.until(lambda _, attempt=attempt: launched(world)[-1] == (run, attempt))
+            world.event(run, attempt, 1, type="checkpoint", step=step)
+            running.until(lambda _, step=step: running.run().checkpoint_step == step)
+            world.launcher.lose(run, attempt)
+        train(world, running, 5)
+        running.settle("ftjob-1", SUCCEEDED)
 
 
 def test_a_run_that_failed_keeps_what_another_attempt_needs(tmp_path: Path) -> None:
@@ -277,6 +358,20 @@ def test_a_job_whose_dataset_never_comes_fails_with_what_to_do(tmp_path: Path) -
     assert (job.error_code, job.error) == ("dataset_not_accepted", 'dataset "faq" was not accepted within 10 minutes')
     assert "publish the dataset" in job.remedy
     assert {step.name: step.state for step in job.steps}["validate"] == tr.STEP_STATE_FAILED
+
+
+def test_a_job_whose_dataset_comes_after_all_is_trained(tmp_path: Path) -> None:
+    world = World(tmp_path, {"training_dataset_wait_s": 600})
+    with world.started() as running:
+        world.submit("ftjob-1")
+        running.settle("ftjob-1", tr.JOB_STATE_VALIDATING_FILES)
+        world.clock.advance(601)
+        running.settle("ftjob-1", FAILED)
+        world.ready(("ftjob-1", {}, None))
+        running.until(lambda _: bool(launched(world)))
+        train(world, running)
+        job = running.settle("ftjob-1", SUCCEEDED)
+    assert (job.error, job.error_code, job.publication) == ("", "", "pub-faq")
 
 
 def test_a_submitted_job_that_was_cancelled_stays_so_when_its_publication_comes(world: World) -> None:
@@ -435,6 +530,20 @@ def test_events_of_the_attempt_move_its_run(world: World) -> None:
         assert sample("shortstack_train_loss", running, **labels) == 1.25
         assert sample("shortstack_train_step", running, **labels) == 3
         assert sample("shortstack_train_max_steps", running, **labels) == 10
+
+
+def test_an_event_whose_payload_is_no_object_is_passed_over(world: World) -> None:
+    world.ready(("ftjob-1", {}, None))
+    with world.started() as running:
+        running.until(lambda _: bool(world.launcher.orders))
+        run = launched(world)[0][0]
+        bodies, kinds = ("[]", "3", '"step"', "null", "{"), ("step", "checkpoint", "waiting", "started")
+        for seq, (kind, body) in enumerate(itertools.product(kinds, bodies)):
+            odd = tr.TrainingEvent(run=run, attempt=1, seq=seq, type=kind, payload_json=body)
+            world.send(topics.TRAINING_EVENTS, run, odd)
+        world.event(run, 1, 99, type="step", step=1, max_steps=2, loss=1.0)
+        running.until(lambda _: running.run().step == 1)
+        assert [e.seq for e in running.controller.events.of([run])] == [99]
 
 
 def test_what_is_no_request_is_set_aside_once_and_the_next_flows(world: World) -> None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.training.world import World, export
@@ -51,6 +52,14 @@ def test_every_event_is_news_once_whatever_the_order(arrivals: list[tuple[int, i
         assert book.add(event(seq, "warning", attempt=attempt)) == ((attempt, seq) not in known)
         known.add((attempt, seq))
     assert [(one.attempt, one.seq) for one in book.of(["r"])] == sorted(known)
+
+
+@pytest.mark.parametrize("body", ["[]", "3", '"step"', "null"])
+def test_a_payload_that_is_no_object_has_no_step(body: str) -> None:
+    book = EventBook()
+    for seq, kind in enumerate(("step", "checkpoint", "eval")):
+        assert book.add(tr.TrainingEvent(run="r", attempt=1, seq=seq, type=kind, payload_json=body))
+    assert len(book.of(["r"])) == 3
 
 
 def test_what_ended_long_ago_is_let_go_and_stays_so_after_a_restart(tmp_path: Path) -> None:

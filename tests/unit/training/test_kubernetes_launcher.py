@@ -259,6 +259,29 @@ def test_a_pod_that_its_node_rejects_never_began(stage: Stage, launcher: Kuberne
     assert f"{reason}: the node has no room" in status.message
 
 
+def test_a_node_under_pressure_that_rejects_a_pod_is_no_beginning(stage: Stage, launcher: KubernetesLauncher) -> None:
+    stage.kubernetes.end_pod(stage.pod, "Failed", reason="Evicted", message="The node had condition: [DiskPressure]. ")
+    assert not stage.look(launcher).began
+
+
+def test_a_pod_evicted_while_it_prepares_counts(stage: Stage, launcher: KubernetesLauncher) -> None:
+    running = [{"name": "prepare", "state": {"running": {}}}]
+    waiting = [{"name": name, "state": {"waiting": {"reason": "PodInitializing"}}} for name in ("trainer", "agent")]
+    status = {"initContainerStatuses": running, "containerStatuses": waiting}
+    words = 'Usage of EmptyDir volume "work" exceeds the limit "20Gi"'
+    stage.kubernetes.end_pod(stage.pod, "Failed", reason="Evicted", message=words, **status)
+    found = stage.look(launcher)
+    assert (found.phase, found.began) == (AttemptPhase.LOST, True)
+    assert words in found.message
+
+
+def test_a_preparation_killed_for_its_memory_counts(stage: Stage, launcher: KubernetesLauncher) -> None:
+    stage.kubernetes.end_container(stage.pod, "prepare", 137, reason="OOMKilled")
+    found = stage.look(launcher)
+    assert (found.phase, found.began) == (AttemptPhase.LOST, True)
+    assert "container prepare ended (OOMKilled, exit code 137): it needed more memory" in found.message
+
+
 def test_a_trainer_that_cannot_be_started_never_began_and_nobody_waits_for_it(
     stage: Stage, launcher: KubernetesLauncher
 ) -> None:
