@@ -34,6 +34,9 @@ from shortstack.training.trainer.files import write_json
 __all__ = ["main"]
 
 _LOCK_S: Final = 5.0
+_STOPPED_S: Final = 1.0
+"""What is left for the object store once SIGTERM came: the launcher kills what has not ended in 15 s, and an agent that
+is killed leaves no word, which counts as a death."""
 
 
 def _work(attempt: Attempt, paths: AttemptPaths, trainer: Torchrun, clock: Clock, log: Log) -> int:
@@ -50,6 +53,7 @@ def _work(attempt: Attempt, paths: AttemptPaths, trainer: Torchrun, clock: Clock
                 "store the export",
                 patience_s=math.inf,
                 stopping=trainer.stopping,
+                stopped_s=_STOPPED_S,
                 tell=lambda words: _tell_waiting(attempt, words, clock, log),
             )
             write_json(paths.result, {"exit_code": 0, "export": export})

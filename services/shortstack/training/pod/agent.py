@@ -88,7 +88,8 @@ class _Companion:
                 self._store_newest()
                 word = self._attempt.failure(status, stopping=stopping, log=self._folder.log.name)
         except (Transient, Fatal):
-            # Asked to end while it waited: without a word it is lost, and another goes on from the newest checkpoint.
+            # Asked to end while it waited: another goes on from the newest checkpoint.
+            self._say_stopped()
             raise
         except ShortstackError as error:
             word = refusal(error)
@@ -98,6 +99,14 @@ class _Companion:
         )
         self._patiently(lambda: say(self._attempt.blobs, order.run, order.attempt, word), "say how it ended")
         return int(word["exit_code"])
+
+    def _say_stopped(self) -> None:
+        """Tells this end from a death, if the store takes as much: a full one may, one that is away does not."""
+        order, log = self._attempt.order, self._folder.log.name
+        try:
+            say(self._attempt.blobs, order.run, order.attempt, self._attempt.failure(None, stopping=True, log=log))
+        except (Transient, Fatal) as error:
+            self._log.warning("cannot say that it was asked to stop", run=order.run, error=str(error))
 
     def _store_newest(self) -> None:
         """Stores the newest whole checkpoint that is not yet stored; older ones are passed over."""

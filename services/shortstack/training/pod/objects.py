@@ -79,13 +79,14 @@ def patiently(
     *,
     patience_s: float = _PATIENCE_S,
     stopping: threading.Event | None = None,
+    stopped_s: float = _STOPPED_S,
     tell: Callable[[str], None] | None = None,
 ) -> _Result:
     """Does what needs the object store, and tries again while that is away, or full.
 
     Args:
         patience_s: how long; `math.inf` for what must not be thrown away.
-        stopping: once it is set, half a minute is left.
+        stopping: once it is set, ``stopped_s`` are left.
         tell: is told, once, what is waited for, and "" when that is over.
 
     Raises:
@@ -97,7 +98,7 @@ def patiently(
             result = act()
         except (Transient, Fatal) as error:
             if stopping is not None and stopping.is_set():
-                deadline, stopping = min(deadline, clock.monotonic() + _STOPPED_S), None
+                deadline, stopping = min(deadline, clock.monotonic() + stopped_s), None
             if clock.monotonic() > deadline:
                 raise
             if not said:

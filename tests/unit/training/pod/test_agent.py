@@ -82,7 +82,8 @@ def test_a_finished_training_in_a_pod_outlasts_a_full_store(tmp_path: Path) -> N
     assert waits(folder.run) == [(8, words), (9, "")]
 
 
-def test_a_pod_that_is_told_to_end_while_it_waits_leaves_no_word(tmp_path: Path) -> None:
+@pytest.mark.parametrize("takes_words", [True, False])
+def test_a_pod_that_is_told_to_end_while_it_waits_was_asked_to_stop(tmp_path: Path, takes_words: bool) -> None:
     clock, folder, stopping = FakeClock(), PodFolder(tmp_path), threading.Event()
 
     class Stopped(FullStore):
@@ -90,6 +91,11 @@ def test_a_pod_that_is_told_to_end_while_it_waits_leaves_no_word(tmp_path: Path)
             if self.clock.monotonic() > 100:
                 stopping.set()
             super().put_file(key, path)
+
+        def put(self, key: str, data: bytes) -> None:
+            if stopping.is_set() and not takes_words:
+                raise Transient("the object store does not answer")
+            super().put(key, data)
 
     blobs = Stopped(clock, HOURS_S)
     attempt = trained(folder.run, blobs)
@@ -100,7 +106,9 @@ def test_a_pod_that_is_told_to_end_while_it_waits_leaves_no_word(tmp_path: Path)
         with pytest.raises(Fatal, match="No space left"):
             companion.conclude()
     assert 100 < clock.monotonic() < 200
-    assert not blobs.exists(result_key("run-1", 1))
+    assert blobs.exists(result_key("run-1", 1)) == takes_words
+    if takes_words:
+        assert orjson.loads(blobs.get(result_key("run-1", 1)))["code"] == STOPPED
 
 
 def test_a_finished_training_on_one_machine_outlasts_a_full_store(tmp_path: Path) -> None:
@@ -127,3 +135,4 @@ def test_an_agent_that_is_told_to_end_while_it_waits_was_asked_to_stop(tmp_path:
     with Telemetry.start("training", PodConfig(run="run-1", attempt=1)) as telemetry:
         _work(attempt, paths, cast(Any, trainer), clock, telemetry.log)
     assert orjson.loads(paths.result.read_bytes())["code"] == STOPPED
+    assert clock.monotonic() < 5  # long before the launcher kills what has not ended
