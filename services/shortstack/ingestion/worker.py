@@ -177,7 +177,7 @@ class IngestionWorker(Background):
     def _begin(self, consumer: Consumer, delivery: Delivery) -> bool:
         """Hands a message to the pool; False if it, and what follows it on its partition, has to come again."""
         partition = delivery.partition
-        # The poll may have brought a partition that asks for care; and a count that is over must be gone before the next.
+        # The poll may have brought a partition that asks for care. A count that is over must be gone before the next.
         if self._room() <= 0 or (self._attempts.due(partition) and not self._commit(consumer)):
             consumer.seek(partition, delivery.offset)
             return False

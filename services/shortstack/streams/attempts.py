@@ -5,9 +5,9 @@ was killed. The first life at an offset is counted when the partition is taken o
 finds the mark of another life takes messages one at a time, counting each before it begins; one that works on several
 partitions at a time works on one message in all meanwhile. So a count above one belongs to exactly one message.
 
-A rebalance that takes a partition from a living member leaves its mark behind, since a client learns of its loss when it
-can no longer commit. A mark therefore names lives instead of counting: a partition that goes to and fro between living
-members counts each of them once. And whoever puts a message back takes its count back at once.
+A rebalance that takes a partition from a living member leaves its mark behind, since a client learns of its loss when
+it can no longer commit. A mark therefore names lives instead of counting: a partition that goes to and fro between
+living members counts each of them once. And whoever puts a message back takes its count back at once.
 """
 
 from __future__ import annotations

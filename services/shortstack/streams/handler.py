@@ -46,8 +46,8 @@ class WorkerLimits:
         stalls: flushes in a row without acknowledgement, after which the process ends; a library's sender may hang.
         backoff_s: first pause after a transient error; doubles up to ``backoff_max_s``.
         dead_letters: how much poison is normal; None where any stranger may send it.
-        origin: what a message comes from, if that is known; much poison of one origin is its own fault, and counts
-            toward ``dead_letters`` once.
+        origin: what a message comes from, if that is known; much poison of one origin is its own fault, so
+            ``dead_letters`` then counts origins.
     """
 
     messages: int = 64

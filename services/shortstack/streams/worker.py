@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
@@ -17,7 +16,7 @@ from shortstack.core.telemetry import Telemetry
 from shortstack.core.tracing import TRACEPARENT, span
 from shortstack.streams.attempts import MAX_ATTEMPTS, Attempts, require_readable
 from shortstack.streams.broker import Broker, Consumer, Delivery, Outbound, Partition, Position, Producer
-from shortstack.streams.dead_letters import dead_letter
+from shortstack.streams.dead_letters import Fates, dead_letter
 from shortstack.streams.decoding import UNREADABLE
 from shortstack.streams.envelope import header
 from shortstack.streams.handler import Handler, WorkerLimits
@@ -72,8 +71,7 @@ class BatchWorker(Background):
         self._clock = clock
         self._limits = limits = limits or WorkerLimits()
         self._held: dict[Partition, Held] = {}
-        self._fates: deque[bool] = deque(maxlen=limits.dead_letters.window if limits.dead_letters else 1)
-        self._blamed: deque[str] = deque(maxlen=self._fates.maxlen)  # origins of poison that was counted
+        self._fates = Fates(limits.dead_letters)
         self._attempts = Attempts(limits.messages)
         self._stalls = 0
         self._waits = self._metrics.waits.labels(group)
@@ -201,7 +199,7 @@ class BatchWorker(Background):
             self._attempts.died(delivery)
             self._log.error("died on a message", place=delivery.place, exc_info=True)
             raise
-        self._fates.append(False)
+        self._fates.add(False, self._limits.origin(delivery))
         self._done(delivery, turn, "handled")
         return True
 
@@ -220,10 +218,8 @@ class BatchWorker(Background):
 
     def _set_aside(self, delivery: Delivery, error: Poison, attempts: int, turn: Round) -> bool:
         """Dead letter first, and confirmed; then what the handler adds; the commit comes with the round."""
-        limit, origin = self._limits.dead_letters, self._limits.origin(delivery)
-        counts = origin is None or origin not in self._blamed
-        excess = limit.exceeded(deque([*self._fates, True], self._fates.maxlen)) if limit and counts else None
-        if excess:
+        origin = self._limits.origin(delivery)
+        if excess := self._fates.excess(origin):
             raise Fatal(excess, where=delivery.place, remedy=f"Look at the newest: {error}") from error
         letter = dead_letter(delivery, error, attempts, group=self._group, clock=self._clock)
         self._send(delivery, [letter], turn)
@@ -237,9 +233,7 @@ class BatchWorker(Background):
             return False
         self._log.warning("set aside", place=delivery.place, error=str(error), kind=type(error).__name__)
         self._metrics.dead_letters.labels(letter.topic).inc()
-        if counts:
-            self._fates.append(True)
-            self._blamed.extend([origin] if origin else [])
+        self._fates.add(True, origin)
         self._done(delivery, turn, "poison")
         return True
 

@@ -267,7 +267,7 @@ def test_much_poison_of_one_origin_is_its_own_fault(
     worker = work(Recorder(out), limits=limits)
     with running(worker):
         until(lambda: worker.failed is not None)
-    assert "4 messages in a row" in str(worker.failed)
+    assert "5 of 5 origins" in str(worker.failed)
 
 
 def test_a_groups_reset_repeats_the_work_and_changes_nothing_else(

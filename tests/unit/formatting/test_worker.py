@@ -7,6 +7,7 @@ import io
 from tests.polling import until
 
 from shortstack.core.clock import SystemClock
+from shortstack.core.errors import Fatal
 from shortstack.core.health import Health
 from shortstack.core.identity import BatchId
 from shortstack.core.telemetry import Telemetry
@@ -22,8 +23,11 @@ from shortstack.streams.envelope import outbound
 from shortstack.streams.memory import MemoryBroker
 from shortstack.streams.topics import RECORDS_FORMATTED, RECORDS_RAW, dead_letters
 
-BATCHES = 130
-"""More than the run of poison at which a worker stops."""
+BATCHES = 1000
+"""More than the run of poison at which a worker stops, and than it looks back at."""
+
+# As a stack froze it that had no check of patterns yet.
+BROKEN = parse_recipe({"steps": [{"step": "regex", "pattern": "(?=x)y"}]})
 
 
 def publish(broker: MemoryBroker, blobs: MemoryBlobStore, publication: str, recipe: Recipe, batches: int) -> None:
@@ -41,14 +45,36 @@ def publish(broker: MemoryBroker, blobs: MemoryBlobStore, publication: str, reci
 
 
 def test_a_recipe_that_cannot_run_stops_nobody_else() -> None:
-    clock, blobs = SystemClock(), MemoryBlobStore()
-    broker = MemoryBroker(clock)
-    broker.apply([RECORDS_RAW, RECORDS_FORMATTED, dead_letters(RECORDS_RAW)])
-    # As a stack froze it that had no check of patterns yet.
-    broken = parse_recipe({"steps": [{"step": "regex", "pattern": "(?=x)y"}]})
-    publish(broker, blobs, "0" * 32, broken, BATCHES)
+    broker, blobs = raw()
+    publish(broker, blobs, "0" * 32, BROKEN, BATCHES)
     publish(broker, blobs, "1" * 32, parse_recipe("default"), 1)
-    config = FormattingConfig()
+    assert run(broker, blobs) is None
+    entries = [BatchEntry.FromString(message.value or b"") for message in broker.messages(RECORDS_FORMATTED.name)]
+    assert sum(entry.failed for entry in entries) == BATCHES
+    assert sum(entry.kept for entry in entries) == 1
+    assert len(broker.messages(f"{RECORDS_RAW.name}.dlq")) == BATCHES
+
+
+def test_batches_that_are_poison_whosever_they_are_stop_the_service() -> None:
+    """As after an update that reads no recipe any more: going on would fail every dataset."""
+    broker, blobs = raw()
+    for number in range(10):
+        publish(broker, blobs, f"{number:032x}", BROKEN, 50)
+    failed = run(broker, blobs)
+    assert isinstance(failed, Fatal)
+    assert "origins are poison" in str(failed)
+    assert broker.lag(GROUP, [RECORDS_RAW.name]) > 0
+
+
+def raw() -> tuple[MemoryBroker, MemoryBlobStore]:
+    broker = MemoryBroker(SystemClock())
+    broker.apply([RECORDS_RAW, RECORDS_FORMATTED, dead_letters(RECORDS_RAW)])
+    return broker, MemoryBlobStore()
+
+
+def run(broker: MemoryBroker, blobs: MemoryBlobStore) -> Exception | None:
+    """The worker until it has handled everything, or failed; what it failed of."""
+    config, clock = FormattingConfig(), SystemClock()
     with Telemetry.start(GROUP, config, io.StringIO()) as telemetry:
         worker = formatting_worker(config, broker, blobs, Health(60, clock), telemetry, clock)
         worker.start()
@@ -58,8 +84,4 @@ def test_a_recipe_that_cannot_run_stops_nobody_else() -> None:
             deadline_s=60,
         )
         worker.stop(10)
-    assert worker.failed is None
-    entries = [BatchEntry.FromString(message.value or b"") for message in broker.messages(RECORDS_FORMATTED.name)]
-    assert sum(entry.failed for entry in entries) == BATCHES
-    assert sum(entry.kept for entry in entries) == 1
-    assert len(broker.messages(f"{RECORDS_RAW.name}.dlq")) == BATCHES
+        return worker.failed

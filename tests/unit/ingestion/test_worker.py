@@ -15,7 +15,7 @@ from tests.polling import until
 
 from shortstack.core.clock import FakeClock, SystemClock
 from shortstack.core.config import ServiceConfig
-from shortstack.core.errors import Transient
+from shortstack.core.errors import Invalid, Transient
 from shortstack.core.health import Health
 from shortstack.core.telemetry import Telemetry
 from shortstack.ingestion.worker import GROUP, IngestionWorker
@@ -203,6 +203,25 @@ def test_what_is_under_way_on_other_partitions_is_not_set_aside_with_a_killer(
             until(lambda: requests.kill.is_set() or done(broker), "an end", deadline_s=DEADLINE_S)
     assert [letter.value for letter in broker.messages(f"{DATASETS_INGEST.name}.dlq")] == [b"bad"]
     assert set(requests.done) == {b"%d" % number for number in range(12)} - {b"5"}
+
+
+class Refusing:
+    """Takes no request."""
+
+    def order(self, value: bytes, owner: str, requested_at: datetime) -> None:
+        raise Invalid("it is bad")
+
+
+def test_a_request_larger_than_its_dead_letter_may_be_is_set_aside_without_its_content() -> None:
+    broker = MemoryBroker(SystemClock())
+    with broker.changed:
+        broker.append(Outbound(DATASETS_INGEST.name, b"faq", b"0" * 4_000_000))  # as unpacked from a compressed batch
+    with life(broker, cast(Any, Refusing())) as worker:
+        until(lambda: worker.failed or done(broker), "an end", deadline_s=DEADLINE_S)
+        assert worker.failed is None
+    (letter,) = broker.messages(f"{DATASETS_INGEST.name}.dlq")
+    assert letter.value is None
+    assert b"value of 4000000 bytes" in dict(letter.headers)["dlq-left-out"]
 
 
 def test_care_ends_when_all_that_stood_there_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
