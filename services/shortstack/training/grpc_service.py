@@ -59,7 +59,7 @@ class TrainingServicer(TrainingServiceServicer):
         opened_s: float = _OPENED_S,
         explain: Callable[[AttemptOrder], Mapping[str, Any]] | None = None,
     ) -> None:
-        self._explain = explain or Estimator(config.storage_url).explain
+        self._explain = explain or Estimator(config.storage_url, config.var / "estimate").explain
         self._opened_s, self._submitted = opened_s, Submitted(clock)
         self._controller, self._datasets, self._bases = controller, datasets, bases
         self._producer, self._clock = producer, clock

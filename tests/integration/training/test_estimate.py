@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,20 +25,18 @@ def order(base: Path, **config: object) -> AttemptOrder:
     return AttemptOrder("run-1", 1, MANIFEST, 2, plan)
 
 
-def test_an_estimate_counts_records_tokens_and_steps(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_an_estimate_counts_records_tokens_and_steps(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "estimate"
     blobs = MemoryBlobStore()
     put_dataset(blobs)
-    found = Estimator("memory://").explain(order(tiny_llama, num_epochs=3), blobs)
+    found = Estimator("memory://", folder).explain(order(tiny_llama, num_epochs=3), blobs)
     train = found["train"]
     assert train["records"] == train["rows"] == len(records()) - 4
     assert found["tokens"] == 3 * train["tokens"] > 0
     assert (found["ranks"], found["effective_batch"]) == (2, 8)
     assert found["schedule"]["max_steps"] == 3 * -(-train["rows"] // 8)
     with pytest.raises(Invalid, match="can be trained on"):
-        Estimator("memory://").explain(order(tiny_llama, sequence_len=8, excess_length_strategy="drop"), blobs)
+        Estimator("memory://", folder).explain(order(tiny_llama, sequence_len=8, excess_length_strategy="drop"), blobs)
     with pytest.raises(Invalid, match="not counted within"):
-        Estimator("memory://", count_s=0.001).explain(order(tiny_llama), blobs)
+        Estimator("memory://", folder, count_s=0.001).explain(order(tiny_llama), blobs)
     assert list(tmp_path.iterdir()) == []

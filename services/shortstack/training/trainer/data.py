@@ -44,6 +44,20 @@ def prepare(plan: RunPlan) -> PreparedData:
         Invalid: the settings or the dataset cannot be used.
         TrainingFailed: no row is left; the reasons are named.
     """
+    config, served, train, validation = _read(plan, keep=True)
+    rows, held = train.rows, validation.rows
+    if _holds_back(plan, config):
+        rows, held = hold_back(train.rows, config.val_set_size, config.seed)
+    prompts = [*validation.prompts, *train.prompts]
+    return PreparedData(config, served, rows, held, train.report, validation.report, prompts)
+
+
+def _holds_back(plan: RunPlan, config: TrainConfig) -> bool:
+    return not plan.dataset.validation and bool(config.val_set_size)
+
+
+def _read(plan: RunPlan, *, keep: bool) -> tuple[TrainConfig, ServedFormat, TrainingRows, TrainingRows]:
+    """Settings, format, and the rows of training and validation; with ``keep=False`` only their lengths."""
     config = plan.train_config()
     served = ServedFormat.load(plan.prompt_format, plan.base_model.path, plan.created)
     encoders = FormatsOfRows(served, plan.base_model.path, plan.created)
@@ -55,16 +69,13 @@ def prepare(plan: RunPlan) -> PreparedData:
             sequence_len=config.sequence_len,
             drop_long=config.excess_length_strategy == "drop",
             train_on_inputs=config.train_on_inputs,
+            keep=keep,
         )
 
     train, validation = build(plan.dataset.train), build(plan.dataset.validation)
-    if not train.rows:
+    if not train.lengths:
         raise TrainingFailed("no_rows", _nothing_left(train.report), remedy="Correct the dataset or the settings.")
-    rows, held = train.rows, validation.rows
-    if not plan.dataset.validation and config.val_set_size:
-        rows, held = hold_back(train.rows, config.val_set_size, config.seed)
-    prompts = [*validation.prompts, *train.prompts]
-    return PreparedData(config, served, rows, held, train.report, validation.report, prompts)
+    return config, served, train, validation
 
 
 def _nothing_left(report: RowReport) -> str:
@@ -102,21 +113,27 @@ def dataset_manifest(plan: RunPlan, data: PreparedData) -> dict[str, Any]:
 
 
 def explain(plan: RunPlan, ranks: int) -> dict[str, Any]:
-    """What a run would do, without doing it: settings, records, rows, tokens and steps."""
-    data = prepare(plan)
-    schedule = data.schedule(ranks)
-    trained_epoch = sum(len(row.input_ids) for row in data.train)
+    """What a run would do, without doing it: settings, records, rows, tokens and steps.
+
+    It is asked for where a run's memory is not: rows are counted as they are read, and not kept.
+    """
+    config, _, train, validation = _read(plan, keep=False)
+    lengths = list(train.lengths)
+    if _holds_back(plan, config):
+        lengths, _ = hold_back(train.lengths, config.val_set_size, config.seed)
+    schedule = config.schedule(rows=len(lengths), ranks=ranks)
+    trained_epoch = sum(lengths)
     return {
         "run": plan.run,
         "base_model": plan.base_model.name,
         "prompt_format": plan.prompt_format,
         "dataset": plan.dataset.version,
         "ranks": ranks,
-        "effective_batch": data.config.effective_batch(ranks),
+        "effective_batch": config.effective_batch(ranks),
         "schedule": asdict(schedule),
         "tokens_per_epoch": trained_epoch,
         "tokens": round(trained_epoch * schedule.epochs),
-        "train": data.train_report.as_json(),
-        "validation": data.validation_report.as_json(),
-        "config": resolved_config(data.config, schedule),
+        "train": train.report.as_json(),
+        "validation": validation.report.as_json(),
+        "config": resolved_config(config, schedule),
     }

@@ -7,11 +7,12 @@ continued); here they are read, cut or dropped at ``sequence_len``, and counted.
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import pyarrow.parquet as pq
 
@@ -22,6 +23,9 @@ __all__ = ["Encoder", "Rejection", "RowReport", "TrainingRow", "TrainingRows", "
 
 _OPTIONAL_COLUMNS: Final = ("prompt_format",)
 _SHOWN: Final = 20
+_READ_ROWS: Final = 1024
+"""Records in memory at once as Python objects, which take many times what they take in their file."""
+_Row = TypeVar("_Row")
 
 
 class EncodedRow(Protocol):
@@ -109,11 +113,16 @@ class RowReport:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Rows in dataset order, their report, and the distinct prompts that lead to answers."""
+    """Rows in dataset order, their report, and the distinct prompts that lead to answers.
+
+    Attributes:
+        lengths: tokens of each row; all that is left of one that is only counted.
+    """
 
     rows: list[TrainingRow]
     report: RowReport
     prompts: list[tuple[Message, ...]]
+    lengths: array[int] = field(default_factory=lambda: array("Q"))
 
     @classmethod
     def build(
@@ -124,11 +133,13 @@ class TrainingRows:
         sequence_len: int,
         drop_long: bool,
         train_on_inputs: bool,
+        keep: bool = True,
     ) -> TrainingRows:
         """Encodes records in order.
 
         Args:
             encoders: by the format that a record names; ``None`` is the job's.
+            keep: False counts, and lets rows and prompts go.
         """
         built = cls([], RowReport(), [])
         for record in records:
@@ -139,14 +150,14 @@ class TrainingRows:
                 built.report.reject(Rejection(record.place, "not_renderable", str(error)))
                 continue
             built.report.split += max(0, len(encoded) - 1)
-            kept = [built._take(record.place, row, sequence_len, drop_long) for row in encoded]
+            kept = [built._take(record.place, row, sequence_len, drop_long, keep) for row in encoded]
             if not encoded:
                 built.report.reject(Rejection(record.place, "no_trained_token", "no assistant turn carries loss"))
-            if any(kept) and record.prompt_format is None:
+            if keep and any(kept) and record.prompt_format is None:
                 built.prompts.append(_prompt(record.messages))
         return built
 
-    def _take(self, place: str, row: EncodedRow, sequence_len: int, drop_long: bool) -> bool:
+    def _take(self, place: str, row: EncodedRow, sequence_len: int, drop_long: bool, keep: bool) -> bool:
         report = self.report
         ids, trained = list(row.ids), list(row.trained)
         if len(ids) > sequence_len:
@@ -159,8 +170,10 @@ class TrainingRows:
         if not any(trained[1:]):
             report.reject(Rejection(place, "no_trained_token", f"none of {len(ids)} tokens carries loss"))
             return False
-        labels = [token if flag else -100 for token, flag in zip(ids, trained, strict=True)]
-        self.rows.append(TrainingRow(ids, labels))
+        if keep:
+            labels = [token if flag else -100 for token, flag in zip(ids, trained, strict=True)]
+            self.rows.append(TrainingRow(ids, labels))
+        self.lengths.append(len(ids))
         report.rows += 1
         report.tokens += len(ids)
         report.trained_tokens += sum(trained)
@@ -189,7 +202,7 @@ def read_records(paths: Sequence[Path]) -> Iterator[Conversation]:
             raise Invalid("there is no messages column", where=str(path), remedy=f"Columns: {', '.join(names)}.")
         columns = ["messages", *(name for name in _OPTIONAL_COLUMNS if name in names)]
         index = 0
-        for batch in table.iter_batches(columns=columns):
+        for batch in table.iter_batches(batch_size=_READ_ROWS, columns=columns):
             for row in batch.to_pylist():
                 place = f"{path.name} row {index}"
                 messages = tuple(Message.parse(_clean(value), where=place) for value in row["messages"])
@@ -202,7 +215,7 @@ def _clean(value: Any) -> Any:
     return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
-def hold_back(rows: Sequence[TrainingRow], size: float, seed: int) -> tuple[list[TrainingRow], list[TrainingRow]]:
+def hold_back(rows: Sequence[_Row], size: float, seed: int) -> tuple[list[_Row], list[_Row]]:
     """Splits rows into (train, validation) by a seeded draw; both keep the rows' order.
 
     Args:

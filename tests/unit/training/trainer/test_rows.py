@@ -46,11 +46,11 @@ def conversation(user: str, answer: str | None, *, train: bool = True) -> Conver
 
 
 def build(
-    *records: Conversation, sequence_len: int = 100, drop_long: bool = False, inputs: bool = False
+    *records: Conversation, sequence_len: int = 100, drop_long: bool = False, inputs: bool = False, keep: bool = True
 ) -> TrainingRows:
     encoders = {None: LetterEncoder()}
     return TrainingRows.build(
-        iter(records), encoders, sequence_len=sequence_len, drop_long=drop_long, train_on_inputs=inputs
+        iter(records), encoders, sequence_len=sequence_len, drop_long=drop_long, train_on_inputs=inputs, keep=keep
     )
 
 
@@ -75,6 +75,18 @@ def test_a_long_row_is_cut_or_dropped_and_counted() -> None:
     assert (cut.report.truncated, len(cut.rows[0].input_ids)) == (1, 5)
     dropped = build(conversation("abc", "defg"), conversation("a", "b"), sequence_len=5, drop_long=True)
     assert (dropped.report.rejected, len(dropped.rows)) == ({"too_long": 1}, 1)
+
+
+@given(st.lists(st.tuples(st.text("abc", max_size=6), st.text("abcX", max_size=6)), max_size=20), st.integers(2, 8))
+def test_rows_that_are_only_counted_are_counted_alike_and_let_go(pairs: list[tuple[str, str]], length: int) -> None:
+    records = [conversation(user, answer) for user, answer in pairs]
+    kept, counted = build(*records, sequence_len=length), build(*records, sequence_len=length, keep=False)
+    assert (counted.rows, counted.prompts) == ([], [])
+    assert counted.report == kept.report
+    assert list(counted.lengths) == [len(row.input_ids) for row in kept.rows]
+    if len(kept.rows) > 1:
+        rows, lengths = hold_back(kept.rows, 1, 42)[0], hold_back(counted.lengths, 1, 42)[0]
+        assert lengths == [len(row.input_ids) for row in rows]
 
 
 def test_a_row_whose_answer_was_cut_away_is_rejected() -> None:
