@@ -1,24 +1,29 @@
 """Messages that nobody waits for and that must arrive all the same, however long the broker is away.
 
 A producer gives a message up after its delivery time-out, and one that is idempotent may refuse all later ones. What
-it gave up is sent again here, in order, by a new producer, until it is acknowledged.
+it gave up is sent again here, by a new producer, until it is acknowledged, and what comes in meanwhile waits in line.
+
+At least once, since a message that was given up may have arrived; and in order, but for what a producer had under way
+already when it gave up an earlier one.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Final
 
-from shortstack.core.errors import Fatal, Poison, Transient
+from shortstack.core.errors import Fatal, ShortstackError, Transient
 from shortstack.streams.broker import Broker, Outbound, Position, Producer
 
 __all__ = ["Outbox"]
 
 _RETRY_S: Final = 1.0
+_GRACE_S: Final = 5.0
+"""What a producer gets to settle what it has, before another one takes its place."""
 
 
 class Outbox:
@@ -34,9 +39,9 @@ class Outbox:
         self._producer: Producer = broker.producer()
         self._sending = threading.Lock()  # held while a producer is used, which may block
         self._lock = threading.RLock()  # held for a moment; the client's own thread takes it too
-        self._waiting: dict[int, tuple[Outbound, Future[Position]]] = {}  # in the order of sending
+        self._waiting: dict[int, tuple[Outbound, Future[Position] | None]] = {}  # None: no producer has it yet
         self._numbers = itertools.count()
-        self._refused: Poison | None = None
+        self._refused: BaseException | None = None
         self._closing = threading.Event()
         self._mending: threading.Thread | None = None
 
@@ -50,20 +55,44 @@ class Outbox:
             raise Fatal(
                 f"the broker refused a message: {self._refused}",
                 remedy="Its topic differs from the declared one; run `shortstack topics apply`.",
-            )
+            ) from self._refused
+        with self._lock:
+            if self._mending is not None:
+                self._waiting[next(self._numbers)] = message, None
+                return
         with self._sending:
             self._send(next(self._numbers), message)
 
     def close(self, timeout_s: float) -> None:
-        """Sends what is under way; what the broker has not taken by then is lost, unless its sender tells it again.
+        """Sends what is under way, and once more what failed; what the broker does not take then is lost, unless its
+        sender tells it again. Each step has ``timeout_s``.
 
         Raises:
-            Transient: the broker is away.
+            Transient: something is lost.
+            Fatal: the broker refuses this service for good.
         """
-        self._closing.set()
-        if self._mending is not None:
-            self._mending.join(timeout_s)
-        with self._sending:
+        with self._lock:
+            self._closing.set()
+            mending = self._mending
+        if mending is not None:
+            mending.join(timeout_s)
+        if not self._sending.acquire(timeout=timeout_s):
+            raise Transient("a producer is still being waited for", where="outbox")
+        try:
+            self._close(timeout_s)
+        finally:
+            self._sending.release()
+        with self._lock:
+            left = len(self._waiting)
+        if left:
+            raise Transient(f"{left} messages were not delivered", where="outbox")
+
+    def _close(self, timeout_s: float) -> None:
+        try:
+            if self._behind():
+                self._broker.ready(timeout_s)
+                self._renew(timeout_s)
+        finally:
             self._producer.close(timeout_s)
 
     def _send(self, number: int, message: Outbound) -> bool:
@@ -83,29 +112,65 @@ class Outbox:
                     self._mending = threading.Thread(target=self._mend, name="outbox", daemon=True)
                     self._mending.start()
                 return
-            if isinstance(error, Poison):
-                self._refused = error
+            self._refused = self._refused or error
             self._waiting.pop(number, None)
 
     def _mend(self) -> None:
-        while not self._closing.wait(self._retry_s):
-            with self._lock:
-                failed = {number: message for number, (message, future) in self._waiting.items() if _failed(future)}
-                if not failed:
-                    self._mending = None
-                    return
-            with suppress(Transient):  # still away
-                self._send_again(failed)
+        pause = self._retry_s
+        while not self._closing.wait(pause):
+            try:
+                with self._sending:
+                    behind = self._behind()
+                    if not behind and self._mended():
+                        return
+                    pause = self._retry_s if _any_failed(behind.values()) else 0.0
+                    self._catch_up(behind)
+            except Transient:
+                pause = self._retry_s  # still away
+            except Exception as error:  # noqa: BLE001 - whoever sends next is told
+                with self._lock:
+                    self._refused, self._mending = error, None
+                return
 
-    def _send_again(self, failed: Mapping[int, Outbound]) -> None:
-        """On a new producer. What the old one has not given up yet arrives, or fails in its turn."""
+    def _mended(self) -> bool:
+        """Ends the mending; False if something has come in meanwhile."""
+        with self._lock:
+            if self._behind():
+                return False
+            self._mending = None
+            return True
+
+    def _behind(self) -> dict[int, Future[Position] | None]:
+        """What failed, or waits in line."""
+        with self._lock:
+            return {n: future for n, (_, future) in self._waiting.items() if future is None or _failed(future)}
+
+    def _catch_up(self, behind: dict[int, Future[Position] | None]) -> None:
+        if _any_failed(behind.values()):
+            self._renew(_GRACE_S)
+        else:
+            self._send_again(behind)
+
+    def _renew(self, grace_s: float) -> None:
+        """Lets the producer settle what it still has, and sends the rest on a new one."""
         fresh = self._broker.producer()
-        with self._sending:
-            old, self._producer = self._producer, fresh
-            for number, message in failed.items():
-                if not self._send(number, message):
-                    break
-        old.close(self._retry_s)
+        old, self._producer = self._producer, fresh
+        with suppress(ShortstackError):  # each message tells by itself how it fared
+            old.close(grace_s)
+        with self._lock:
+            unsettled = list(self._waiting)
+        self._send_again(unsettled)
+
+    def _send_again(self, numbers: Iterable[int]) -> None:
+        for number in sorted(numbers):
+            with self._lock:
+                waiting = self._waiting.get(number)
+            if waiting is not None and not self._send(number, waiting[0]):
+                return
+
+
+def _any_failed(futures: Iterable[Future[Position] | None]) -> bool:
+    return any(future is not None and _failed(future) for future in futures)
 
 
 def _failed(future: Future[Position]) -> bool:
