@@ -64,6 +64,15 @@ def test_a_long_array_is_read_through_a_window(tmp_path: Path) -> None:
     assert found[1].place == "line 6 item 2"
 
 
+def test_what_is_quoted_of_an_item_can_be_written_down_whatever_its_bytes(tmp_path: Path) -> None:
+    item = b'{"caf\xe9": 1, "n": ' + b"7" * 5000 + b"}"
+    first, second = read(tmp_path, "latin.json", b"[" + item + b', {"a": 1}]')
+    assert isinstance(first, Malformed)
+    assert first.raw.startswith('{"caf?": 1')
+    orjson.dumps(first.raw)
+    assert values([second]) == [{"a": 1}]
+
+
 def test_bad_lines_are_told_by_number_and_the_rest_goes_on(tmp_path: Path) -> None:
     lines = [b'\xef\xbb\xbf{"a": 1}', b"", b"{oops", b'"\xff\xfe"', b"x" * 5000, b'{"a": "' + b"y" * 9000, b'{"a": 2}']
     found = read(tmp_path, "mixed.jsonl", b"\n".join(lines))

@@ -75,7 +75,7 @@ class _Scanner:
             if end == len(self._text) and not self._ended:
                 self._fill()
                 continue
-            raw = "" if readable else self._text[self._at : min(end, self._at + _EXCERPT)]
+            raw = "" if readable else _excerpt(self._text[self._at : min(end, self._at + _EXCERPT)])
             self._advance(end)
             return Item(place, value) if readable else Malformed(place, _DIGITS, raw)
 
@@ -109,6 +109,11 @@ class _Scanner:
         self._text = self._text[self._at :] + self._decoder.decode(data, final=not data)
         self._at = 0
         return True
+
+
+def _excerpt(text: str) -> str:
+    """Without the surrogates that stand for bytes that are no UTF-8: no file of ours can hold them."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def json_values(stream: io.BufferedReader, limits: Limits) -> Iterator[Item | Malformed]:
