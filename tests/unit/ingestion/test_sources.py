@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shortstack.core.errors import Conflict, Forbidden, Invalid, NotFound, Poison
+from shortstack.core.errors import Conflict, Forbidden, Invalid, NotFound, Poison, Transient
 from shortstack.declarations.publication import PointerMessage, parse_publication
 from shortstack.ingestion.composition import wish_checker
 from shortstack.ingestion.config import IngestionConfig
@@ -67,6 +68,21 @@ def test_files_below_a_root_are_read_by_any_way_of_naming_them(policy: SourcePol
     for uri in ("deep/c.jsonl", f"{root}/deep/c.jsonl", f"file://{root}/deep/c.jsonl"):
         assert contents(policy, uri) == [b"deep/c.jsonl"]
     assert contents(policy, "blob://files/default/file-1") == [b"mine"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENAMETOOLONG, Invalid), (errno.EACCES, Forbidden), (errno.EIO, Transient), (errno.ESTALE, Transient)],
+)
+def test_a_disk_that_fails_is_not_the_publishers_fault(
+    policy: SourcePolicy, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    def is_file(path: Path) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    with pytest.raises(kind, match="cannot be matched"):
+        policy.resolve("*.jsonl", "default")
 
 
 def test_a_pattern_gives_its_files_in_sorted_order(policy: SourcePolicy, root: Path) -> None:

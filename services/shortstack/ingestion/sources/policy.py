@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
-from shortstack.core.errors import Forbidden, Invalid, NotFound, did_you_mean
+from shortstack.core.errors import Forbidden, Invalid, NotFound, Poison, Transient, did_you_mean
 from shortstack.core.identity import check_name
 from shortstack.ingestion.sources.uploads import Uploads
 from shortstack.storage.blobs import BlobStore
@@ -180,6 +181,16 @@ class SourcePolicy:
         return f"Files may be published from: {listed}. An operator adds roots by SHORTSTACK_SOURCE_ROOTS."
 
 
+_REFUSALS: Final[dict[int, type[Poison]]] = {
+    errno.ENAMETOOLONG: Invalid,
+    errno.ELOOP: Invalid,
+    errno.EINVAL: Invalid,
+    errno.EACCES: Forbidden,
+    errno.EPERM: Forbidden,
+}
+"""Whose fault it is that a pattern cannot be matched; anything else is the disk's, and may pass."""
+
+
 def _matches(root: Path, pattern: str, uri: str) -> list[str]:
     """Files below ``root`` that ``pattern`` matches, in sorted order."""
     try:
@@ -189,7 +200,8 @@ def _matches(root: Path, pattern: str, uri: str) -> list[str]:
             f"no pattern: {error}", where=f"source {uri}", remedy='Write "**" between slashes only.', param="source.uri"
         ) from error
     except OSError as error:
-        raise Invalid(f"cannot be matched: {error.strerror}", where=f"source {uri}", param="source.uri") from error
+        kind = _REFUSALS.get(error.errno or 0, Transient)
+        raise kind(f"cannot be matched: {error.strerror}", where=f"source {uri}", param="source.uri") from error
 
 
 def _file_path(uri: str) -> str:
