@@ -358,13 +358,13 @@ class StateReader(Background, Generic[M]):
 
     def _step(self, reader: Reader) -> None:
         """Takes in what there is, answers who asked for the end, tells who listens."""
-        asked = self._asked
+        asked, at_end = self._asked, False
+        deliveries: list[Delivery] = []
         try:
             deliveries = reader.poll(_POLL_S)
             at_end = asked > self._answered and reader.caught_up()
         except Transient:
-            self._stopping.wait(_POLL_S)
-            return
+            self._stopping.wait(_POLL_S)  # what was read before that does not come again, and is taken in
         with self._changed:
             changes = self._take(deliveries)
             if at_end and self._answered == 0:
