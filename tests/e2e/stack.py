@@ -23,6 +23,7 @@ from kafka import (  # type: ignore[attr-defined] # its names are lazy
     TopicPartition,
 )
 from kafka.admin import OffsetSpec
+from kafka.errors import CoordinatorLoadInProgressError
 from tests.polling import until
 from typer.testing import CliRunner
 
@@ -200,7 +201,13 @@ class Stack:
 
     @staticmethod
     def _committed(admin: Any) -> dict[str, dict[TopicPartition, int]]:
-        names = sorted(group["group_id"] for group in admin.list_groups())
+        def listed() -> tuple[list[str]] | None:
+            try:
+                return (sorted(group["group_id"] for group in admin.list_groups()),)
+            except CoordinatorLoadInProgressError:
+                return None  # a broker that has just started
+
+        (names,) = until(listed, "the broker to know its groups", every_s=0.25)
         found = admin.list_group_offsets(names) if names else {}
         return {name: {p: told.offset for p, told in offsets.items()} for name, offsets in found.items()}
 
