@@ -29,7 +29,7 @@ from shortstack.local.broker_faults import broker_fault
 from shortstack.local.jars import declared_jars, ensure_jars
 from shortstack.local.java import Java, find_java
 from shortstack.local.ports import require_free
-from shortstack.local.processes import last_lines, launch
+from shortstack.local.processes import launch
 from shortstack.local.settings import LocalSettings
 
 __all__ = ["BrokerConfig", "LocalBroker"]
@@ -38,6 +38,7 @@ _HOST: Final = "127.0.0.1"
 _READY_LINE: Final = b"Kafka Server started"
 _BYTES_NEEDED: Final = 256 * 2**20
 _POLL_S: Final = 0.03
+_LOG_BYTES: Final = 8 * 2**20
 _NO_ARCHIVE: Final = ".none"
 
 
@@ -217,7 +218,13 @@ class LocalBroker:
 
     def explain(self, what: str) -> Fatal:
         """The error that says why the broker is not up, after what its log says."""
-        lines = last_lines(self.config.log, 400, since=self._log_start)
+        try:
+            with self.config.log.open("rb") as stream:
+                stream.seek(self._log_start)
+                # The reason comes first: how it ended may fill thousands of lines after it.
+                lines = stream.read(_LOG_BYTES).decode("utf-8", "replace").splitlines()
+        except FileNotFoundError:
+            lines = []
         return broker_fault(what, lines, str(self.config.log))
 
     def _bring_jars(self) -> int:

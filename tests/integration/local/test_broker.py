@@ -112,6 +112,13 @@ def test_a_second_broker_on_the_same_data_is_told_so(broker: LocalBroker, settin
         second.start()
 
 
+def test_the_reason_is_found_however_much_is_said_after_it(broker: LocalBroker) -> None:
+    said = ["ERROR Failed to acquire lock on file .lock", *(f"INFO closing {n} of many things" for n in range(5000))]
+    broker.config.log.parent.mkdir(parents=True, exist_ok=True)
+    broker.config.log.write_text("\n".join(said))
+    assert "another broker runs on the same data" in broker.explain("it ended with status 1").what
+
+
 def test_no_java_is_one_clear_line(broker: LocalBroker, tmp_path: Path) -> None:
     broken = LocalBroker(replace(broker.config, java=str(tmp_path / "no-java")))
     with pytest.raises(Fatal, match="SHORTSTACK_JAVA: no Java at"):
