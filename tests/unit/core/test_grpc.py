@@ -35,10 +35,13 @@ KINDS: dict[str, type[ShortstackError]] = {
 }
 
 
+BUGS: dict[str, type[Exception]] = {"bug": ZeroDivisionError, "unfinished": NotImplementedError}
+
+
 class Servicer(stubs.IngestionServiceServicer):
     def GetDataset(self, request: pb.GetDatasetRequest, context: grpc.ServicerContext) -> pb.GetDatasetResponse:
-        if request.dataset == "bug":
-            raise ZeroDivisionError("secret inside")
+        if request.dataset in BUGS:
+            raise BUGS[request.dataset]("secret inside")
         raise KINDS[request.dataset]("größer “x”", where="tickets.jsonl line 3", remedy="Mend it.", param="dataset")
 
     def WatchDataset(
@@ -102,9 +105,10 @@ def test_a_stream_that_fails_says_why_after_what_it_sent(calls: grpc.Channel) ->
     assert isinstance(error_from_rpc(raised.value), NotFound)
 
 
-def test_a_bug_shows_no_inside(calls: grpc.Channel) -> None:
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_shows_no_inside_and_is_no_call_that_is_missing(calls: grpc.Channel, bug: str) -> None:
     with pytest.raises(grpc.RpcError) as raised:
-        stubs.IngestionServiceStub(calls).GetDataset(pb.GetDatasetRequest(dataset="bug"))
+        stubs.IngestionServiceStub(calls).GetDataset(pb.GetDatasetRequest(dataset=bug))
     error = error_from_rpc(raised.value)
     assert isinstance(error, Fatal)
     assert "secret" not in str(error)
