@@ -1,4 +1,4 @@
-"""The main job's dataset as a Kafka client sends it: records, where the example has files."""
+"""Datasets as a Kafka client sends them: the main job's, with records where the example has files, and a tiny one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-__all__ = ["EXAMPLE", "persona_message"]
+__all__ = ["EXAMPLE", "persona_message", "tiny_message"]
 
+TINY = {"lora_r": 4, "sequence_len": 64, "micro_batch_size": 4, "learning_rate": 5e-4}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "persona"
 
 
@@ -31,6 +32,16 @@ def persona_message(dataset: str = "persona", name: str = "Maple", **train: Any)
         "license": wish["license"],
         "train": {**wish["train"], **train},
         "deploy": wish["deploy"],
+    }
+
+
+def tiny_message(suffix: str) -> dict[str, Any]:
+    """Forty records that are trained on for six steps, and served as ``SUFFIX@prod``: a run of a minute."""
+    return {
+        "dataset": "tiny",
+        "records": [{"prompt": f"Which number is {n}?", "completion": f"It is {n}."} for n in range(40)],
+        "train": {**TINY, "max_steps": 6, "save_steps": 3},
+        "deploy": {"suffix": suffix, "alias": f"{suffix}@prod"},
     }
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from tests.cluster.cluster import Cluster, named_cluster
+from tests.cluster.persona import tiny_message
 from tests.cluster.release import SMALL, Release, ask
 
 pytestmark = pytest.mark.timeout(3000)
 NAMESPACE, CLAIM = "shortstack-full", "small"
 SIZE = "2g"
-TRAIN = {"lora_r": 4, "sequence_len": 64, "micro_batch_size": 4, "max_steps": 6, "save_steps": 3, "learning_rate": 5e-4}
 
 
 @pytest.fixture
@@ -57,9 +57,7 @@ def test_a_full_volume_is_named_and_outlived(cluster: Cluster, images: dict[str,
     )
     assert "No space left" in filled.stderr
 
-    records = [{"prompt": f"Which number is {n}?", "completion": f"It is {n}."} for n in range(40)]
-    wish = {"train": TRAIN, "deploy": {"suffix": "full", "alias": "full@prod"}}
-    release.publish("tiny", {"dataset": "tiny", "records": records, **wish})
+    release.publish("tiny", tiny_message("full"))
     toolbox = ("exec", f"deployment/{release.full('cli')}", "--", "shortstack", "status", "--json")
 
     def told() -> bool:

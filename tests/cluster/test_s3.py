@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from tests.cluster.cluster import Cluster, named_cluster
+from tests.cluster.persona import tiny_message
 from tests.cluster.release import SMALL, Release, ask
 from tests.polling import until
 
 pytestmark = pytest.mark.timeout(2400)
 BUCKET = "shortstack"
-TRAIN = {"lora_r": 4, "sequence_len": 64, "micro_batch_size": 4, "max_steps": 6, "save_steps": 3, "learning_rate": 5e-4}
 
 
 @pytest.fixture
@@ -71,9 +71,7 @@ def test_a_bucket_alone_carries_a_dataset_to_an_answer(cluster: Cluster, images:
         release.until_ready()
         claims = {claim["metadata"]["name"] for claim in inside.items("persistentvolumeclaims")}
         assert not [name for name in claims if "blobs" in name], claims
-        records = [{"prompt": f"Which number is {n}?", "completion": f"It is {n}."} for n in range(40)]
-        wish = {"train": TRAIN, "deploy": {"suffix": "s3", "alias": "s3@prod"}}
-        release.publish("tiny", {"dataset": "tiny", "records": records, **wish})
+        release.publish("tiny", tiny_message("s3"))
         ended = release.until(
             lambda: next((r for r in release.runs("tiny") if r["state"] in {"succeeded", "failed"}), None)
         )

@@ -201,13 +201,16 @@ class Stack:
 
     @staticmethod
     def _committed(admin: Any) -> dict[str, dict[TopicPartition, int]]:
-        def listed() -> tuple[list[str]] | None:
-            try:
-                return (sorted(group["group_id"] for group in admin.list_groups()),)
-            except CoordinatorLoadInProgressError:
-                return None  # a broker that has just started
+        names: list[str] = []
 
-        (names,) = until(listed, "the broker to know its groups", every_s=0.25)
+        def listed() -> bool:
+            try:
+                names[:] = sorted(group["group_id"] for group in admin.list_groups())
+            except CoordinatorLoadInProgressError:
+                return False  # a broker that has just started
+            return True
+
+        until(listed, "the broker to know its groups", every_s=0.25)
         found = admin.list_group_offsets(names) if names else {}
         return {name: {p: told.offset for p, told in offsets.items()} for name, offsets in found.items()}
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from tests.chatting import Chats, chats_of
 from tests.e2e.stack import Stack
+from tests.polling import until
 from tests.tiny_model import TINY
 
 from shortstack.core.clock import SystemClock
@@ -197,11 +198,14 @@ class FaultyStack(Stack):
     def without_broker(self, away_s: float, look: Callable[[], int]) -> list[int]:
         """Kills the broker, has it away for ``away_s`` seconds, starts it again; what ``look`` saw meanwhile."""
         self.broker.kill()
-        seen = [look()]
+        seen: list[int] = []
         back = time.monotonic() + away_s
-        while time.monotonic() < back:
-            time.sleep(0.5)  # this is the outage itself
+
+        def over() -> bool:
             seen.append(look())
+            return time.monotonic() >= back
+
+        until(over, "the end of the outage", deadline_s=away_s + 600, every_s=0.5)
         self.broker.start()
         return seen
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
+from threading import Event
 
 import pytest
 from kafka import KafkaProducer  # type: ignore[attr-defined]  # its __all__ is built at import
@@ -65,10 +65,11 @@ def test_all_of_them_killed_while_they_work(faulty: FaultyStack) -> None:
     assert_counts(faulty, "all-killed", good)
 
 
-def kill_at_random(stack: FaultyStack, pauses: list[float]) -> None:
-    """Kills formatting at drawn times after it is back from the kill before."""
+def kill_at_random(stack: FaultyStack, pauses: list[float], ended: Event) -> None:
+    """Kills formatting at drawn times after it is back from the kill before, until its test has ended."""
     for pause in pauses:
-        time.sleep(pause)  # the schedule itself, not a wait for something
+        if ended.wait(pause):
+            return
         stack.kill("formatting")
 
 
@@ -91,8 +92,11 @@ def test_every_acknowledged_record_has_one_fate_whenever_a_worker_dies(faulty: F
     pauses = [chance.uniform(0, 1.5) for _ in range(4)]
     acknowledged: set[int] = set()
     head = {"dataset": "ledger", "upload": f"upload-{seed}"}
-    with ThreadPoolExecutor(1) as pool, closing(KafkaProducer(bootstrap_servers=faulty.bootstrap)) as producer:
-        killing = pool.submit(kill_at_random, faulty, pauses)
+    with ExitStack() as stack:
+        producer = stack.enter_context(closing(KafkaProducer(bootstrap_servers=faulty.bootstrap)))
+        pool, ended = stack.enter_context(ThreadPoolExecutor(1)), Event()
+        stack.callback(ended.set)
+        killing = pool.submit(kill_at_random, faulty, pauses, ended)
         for number, (seq, part) in enumerate(schedule):
             if number == close_at:
                 end = {**head, "complete": True, "records": len(sent), "recipe": "default"}

@@ -91,14 +91,14 @@ def test_a_clear_line_and_a_code(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 PROGRAM = """
-import sys, threading, time
+import sys, threading
 from shortstack.core.config import ServiceConfig
 from shortstack.core.lifecycle import run_until_signal
 from shortstack.core.telemetry import Telemetry
 
 class Part:
     def start(self): print("running", flush=True)
-    def stop(self, deadline_s): time.sleep(float(sys.argv[1]))
+    def stop(self, deadline_s): threading.Event().wait(float(sys.argv[1]))
 
 with Telemetry.start("test", ServiceConfig()) as telemetry:
     sys.exit(run_until_signal([Part()], grace_s=0.2, log=telemetry.log))

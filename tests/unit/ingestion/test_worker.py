@@ -13,7 +13,7 @@ import pytest
 from tests.fakes.deaf_broker import DeafOnce
 from tests.polling import until
 
-from shortstack.core.clock import FakeClock, SystemClock
+from shortstack.core.clock import Clock, FakeClock, SystemClock
 from shortstack.core.config import ServiceConfig
 from shortstack.core.errors import Invalid, Transient
 from shortstack.core.health import Health
@@ -37,21 +37,19 @@ class Parts:
         self.got.set()
 
 
+def worker_of(broker: Broker, requests: object, telemetry: Telemetry, clock: Clock) -> IngestionWorker:
+    """A worker on `datasets.ingest` that publishes nothing."""
+    publisher, health = cast(Any, None), Health(60, clock)
+    topics = [DATASETS_INGEST.name]
+    return IngestionWorker(broker, topics, cast(Any, requests), publisher, broker.producer(), health, telemetry, clock)
+
+
 def test_a_deaf_consumer_is_replaced_and_that_is_told() -> None:
     broker, clock, requests, said = DeafOnce(), FakeClock(), Parts(), io.StringIO()
     broker.apply([DATASETS_INGEST])
     broker.producer().send(Outbound(DATASETS_INGEST.name, b"k", b"{}")).result(5)
     with Telemetry.start(GROUP, ServiceConfig(), said) as telemetry:
-        worker = IngestionWorker(
-            broker,
-            [DATASETS_INGEST.name],
-            cast(Any, requests),
-            cast(Any, None),  # nothing is published
-            broker.producer(),
-            Health(60, clock),
-            telemetry,
-            clock,
-        )
+        worker = worker_of(broker, requests, telemetry, clock)
         worker.start()
 
         def a_second_later() -> bool:
@@ -92,16 +90,7 @@ def life(broker: Broker, requests: Deadly) -> Iterator[IngestionWorker]:
     """One process, from its start to its end."""
     clock = SystemClock()
     with Telemetry.start(GROUP, ServiceConfig(), io.StringIO()) as telemetry:
-        worker = IngestionWorker(
-            broker,
-            [DATASETS_INGEST.name],
-            cast(Any, requests),
-            cast(Any, None),  # nothing is published
-            broker.producer(),
-            Health(60, clock),
-            telemetry,
-            clock,
-        )
+        worker = worker_of(broker, requests, telemetry, clock)
         worker.start()
         yield worker
         worker.stop(5)

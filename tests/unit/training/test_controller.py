@@ -19,11 +19,6 @@ SUCCEEDED, FAILED, CANCELLED = tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED, tr.J
 MODEL = f"ft:{BASE}:default:demo:{'a' * 12}"
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
 def test_a_ready_dataset_with_a_wish_is_trained_exactly_once(world: World) -> None:
     world.ready(("ftjob-1", {"lora_r": 4}, None))
     with world.started() as running:

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-from tests.unit.training.world import BASE, World, export, launched, train
+from tests.unit.training.world import World, export, launched, train
 
 from shortstack.messages.v1 import training_pb2 as tr
 
-SUCCEEDED, FAILED, CANCELLED = tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED
-MODEL = f"ft:{BASE}:default:demo:{'a' * 12}"
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+SUCCEEDED, FAILED = tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED
 
 
 def test_an_attempt_that_is_lost_is_followed_by_the_next(world: World) -> None:

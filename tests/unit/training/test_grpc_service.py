@@ -28,11 +28,6 @@ from shortstack.training.v1.training_pb2_grpc import TrainingServiceStub, add_Tr
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
-@pytest.fixture
 def running(world: World) -> Iterator[Running]:
     with world.started() as started:
         yield started
