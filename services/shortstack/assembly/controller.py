@@ -127,7 +127,7 @@ class DatasetController:
         self._aside = {}
 
     def _read(self, reader: Reader) -> None:
-        for delivery in reader.poll(0.1):
+        for delivery in reader.poll(0.25):
             self._take(delivery)
 
     # For the API's threads.

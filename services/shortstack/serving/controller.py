@@ -40,7 +40,7 @@ __all__ = ["ServingController"]
 
 _SOURCE: Final = "serving"
 _RETRY_S: Final = 3.0
-_POLL_S: Final = 0.1
+_POLL_S: Final = 0.25
 _SETTLED_S: Final = 60.0
 """After the last change and the drain that follows it, until servers are looked at less often."""
 

@@ -22,7 +22,7 @@ __all__ = ["KafkaConsumer", "KafkaReader"]
 _MIB: Final = 1024 * 1024
 _CLOSE_MS: Final = 3000
 _JOIN_MS: Final = 3000
-_READER_WAIT_MS: Final = 100
+_READER_WAIT_MS: Final = 500
 """A question for the end of the topic waits behind the fetch under way, on the same connection."""
 _SILENCE_S: Final = 5.0
 """A reader that is given nothing for so long asks whether the broker is there."""

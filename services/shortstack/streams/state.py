@@ -24,7 +24,9 @@ __all__ = ["StateReader", "StateWriter"]
 
 M = TypeVar("M", bound=Message)
 
-_POLL_S: Final = 0.1
+_POLL_S: Final = 0.25
+_ASKED_POLL_S: Final = 0.02
+"""While somebody waits to know whether everything is read."""
 _CLAIMS: Final = 5
 """Epochs a writer tries before it says that another one is at work."""
 
@@ -86,7 +88,7 @@ class StateWriter(Generic[M]):
         self._producer = self._broker.producer()
         self._reader = self._broker.reader([self._topic.name])
         while not self._reader.caught_up():
-            self._take(self._reader.poll(_POLL_S))
+            self._take(self._reader.poll(_ASKED_POLL_S))
         for _ in range(_CLAIMS):
             if self._claim():
                 self._repair()
@@ -361,7 +363,7 @@ class StateReader(Background, Generic[M]):
         asked, at_end = self._asked, False
         deliveries: list[Delivery] = []
         try:
-            deliveries = reader.poll(_POLL_S)
+            deliveries = reader.poll(_ASKED_POLL_S if asked > self._answered else _POLL_S)
             at_end = asked > self._answered and reader.caught_up()
         except Transient:
             self._stopping.wait(_POLL_S)  # what was read before that does not come again, and is taken in

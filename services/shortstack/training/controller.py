@@ -43,7 +43,7 @@ __all__ = ["TrainingController"]
 
 _SOURCE: Final = "training"
 _PROGRESS_S: Final = 1.0
-_POLL_S: Final = 0.1
+_POLL_S: Final = 0.25
 _TIDY_S: Final = 3600.0
 _REMEMBERED: Final = timedelta(days=7)
 """How long the events of an ended run or job are kept at hand; the topic has them longer."""

@@ -19,7 +19,7 @@ from shortstack.streams.topics import RECORDS_FORMATTED
 
 __all__ = ["Backlog"]
 
-_POLL_S = 0.1
+_POLL_S: Final = 0.25
 
 
 class Backlog(Following, Throttle):

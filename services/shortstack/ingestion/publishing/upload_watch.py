@@ -27,7 +27,7 @@ from shortstack.streams.topics import DATASETS_PUBLICATIONS
 __all__ = ["UPLOAD_SCHEME", "UploadWatch", "upload_publication"]
 
 UPLOAD_SCHEME: Final = "upload://"
-_POLL_S: Final = 0.2
+_POLL_S: Final = 0.5
 _ACK_S: Final = 30.0
 _REFRESHES: Final = 24
 """How often, within the time to fail, an upload whose parts keep coming is said to be alive."""
