@@ -2,9 +2,10 @@
 
     python benchmarks/local_stack.py
 
-Prints three JSON objects: ``broker_ready_seconds`` (an empty data folder formatted and started; median of three),
-``services_ready_seconds`` (`shortstack up` from nothing running to all ready) and ``stack_memory_mb`` (resident
-memory of all processes at rest). Baselines are the bounds that the project sets itself: 6 s, 20 s, 8 GB.
+Prints four JSON objects: ``broker_ready_seconds`` (an empty data folder formatted and started; median of three),
+``services_ready_seconds`` (`shortstack up` from nothing running to all ready), ``stack_memory_mb`` (resident memory
+of all processes at rest) and ``idle_processor_percent`` (of one core, by all processes with nothing to do). Baselines
+are the bounds that the project sets itself: 6 s, 20 s, 8 GB, a quarter of a core.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import orjson
+import psutil
 
 from shortstack.local.broker import BrokerConfig, LocalBroker
 from shortstack.local.settings import LocalSettings
@@ -26,6 +29,9 @@ from shortstack.local.stack import down, up
 BROKER_BOUND_S: Final = 6.0
 SERVICES_BOUND_S: Final = 20.0
 MEMORY_BOUND_MB: Final = 8192.0
+IDLE_BOUND_PERCENT: Final = 25.0
+SETTLES_S: Final = 15.0
+IDLE_S: Final = 30.0
 PORT_BASE: Final = 26_000
 
 
@@ -49,6 +55,9 @@ def main() -> int:
             lines = up(settings)
             show("services_ready_seconds", time.monotonic() - began, SERVICES_BOUND_S)
             show("stack_memory_mb", sum(line.rss_mb for line in lines), MEMORY_BOUND_MB)
+            time.sleep(SETTLES_S)
+            pids = [line.pid for line in lines if line.pid is not None]
+            show("idle_processor_percent", processor_percent(pids, IDLE_S), IDLE_BOUND_PERCENT)
         finally:
             down(settings)
     return 0
@@ -64,9 +73,22 @@ def broker_seconds(settings: LocalSettings, number: int) -> float:
         return time.monotonic() - began
 
 
+def processor_percent(pids: Sequence[int], seconds: float) -> float:
+    """Processor time that processes and their children take within ``seconds``, as a percentage of one core."""
+    parents = [psutil.Process(pid) for pid in pids]
+    processes = {*parents, *(child for parent in parents for child in parent.children(recursive=True))}
+
+    def taken() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    before = taken()
+    time.sleep(seconds)
+    return 100 * (taken() - before) / seconds
+
+
 def show(name: str, value: float, baseline: float) -> None:
     """One figure as one line."""
-    unit = "s" if name.endswith("seconds") else "MB"
+    unit = {"seconds": "s", "mb": "MB", "percent": "%"}[name.rpartition("_")[2]]
     figure = {"name": name, "value": round(value, 2), "unit": unit, "baseline": baseline}
     print(orjson.dumps(figure | {"ratio": round(value / baseline, 2)}).decode(), flush=True)
 

@@ -110,6 +110,7 @@ def test_a_bug_shows_no_inside_and_is_no_call_that_is_missing(calls: grpc.Channe
     with pytest.raises(grpc.RpcError) as raised:
         stubs.IngestionServiceStub(calls).GetDataset(pb.GetDatasetRequest(dataset=bug))
     error = error_from_rpc(raised.value)
+    assert raised.value.code() is grpc.StatusCode.INTERNAL
     assert isinstance(error, Fatal)
     assert "secret" not in str(error)
 
