@@ -78,7 +78,8 @@ class Gates:
             why, code = f"{totals.kept} records kept, fewer than {self.min_kept}", "too_few_kept"
         if not why:
             return Ruling("ready")
-        return Ruling("held", why, f"{reject}. Let it through with: shortstack datasets accept {name}", code)
+        again = f" Or mend the cause and read it again: shortstack datasets retry {name}" if totals.failed else ""
+        return Ruling("held", why, f"{reject}. Let it through with: shortstack datasets accept {name}.{again}", code)
 
     @staticmethod
     def _described(ledger: PublicationLedger) -> str:

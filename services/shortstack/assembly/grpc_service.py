@@ -10,6 +10,7 @@ import grpc
 import orjson
 
 from shortstack.assembly.controller import DatasetController
+from shortstack.assembly.plan import FailedBatch
 from shortstack.assembly.rejected import rejected_records
 from shortstack.assembly.v1 import assembly_pb2 as pb
 from shortstack.assembly.v1.assembly_pb2_grpc import AssemblyServiceServicer
@@ -43,6 +44,7 @@ _ACK_S: Final = 10.0
 _EFFECT_S: Final = 10.0
 _TOPICS_FORGET: Final = timedelta(days=30)
 _DEFAULT_REJECTED: Final = 100
+_RETRIED: Final = (DATASET_STATE_STALLED, DATASET_STATE_FAILED, DATASET_STATE_DELETED)
 _ENDED: Final = (JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED)
 
 
@@ -76,13 +78,14 @@ class AssemblyServicer(AssemblyServiceServicer):
                 f'dataset "{request.dataset}" is deleted, and its records with it', remedy="Publish it again."
             )
         segments = [(e.segment, e.source) for e in self._controller.segments(publication) if e.segment]
-        malformed = self._controller.announcements(publication)
+        malformed, failed = self._controller.announcements(publication), self._controller.failed_batches(publication)
         if snapshot.state == DATASET_STATE_READY:
             manifest = orjson.loads(self._blobs.get(snapshot.manifest))
             segments = [(s["key"], s["source"]) for s in manifest["segments"]]
             malformed = manifest.get("malformed_objects", [])
+            failed = [FailedBatch(**batch) for batch in manifest.get("failed_batches", [])]
         response = pb.ListRejectedResponse()
-        for record in rejected_records(self._blobs, snapshot, segments, malformed):
+        for record in rejected_records(self._blobs, snapshot, segments, malformed, failed):
             if request.reason and record.reason != request.reason:
                 continue
             response.records.append(record)
@@ -106,9 +109,10 @@ class AssemblyServicer(AssemblyServiceServicer):
     def RetryDataset(self, request: pb.RetryDatasetRequest, context: grpc.ServicerContext) -> pb.RetryDatasetResponse:
         """Has ingestion read the pinned sources again: what is missing, or all of it as a new attempt."""
         snapshot = self._find(request.owner, request.dataset)
-        if snapshot.state not in (DATASET_STATE_STALLED, DATASET_STATE_FAILED, DATASET_STATE_DELETED):
+        with_failures = snapshot.state == DATASET_STATE_HELD and snapshot.counts.failed
+        if snapshot.state not in _RETRIED and not with_failures:
             raise Conflict(
-                f'dataset "{request.dataset}" is neither stalled nor failed',
+                f'dataset "{request.dataset}" is neither stalled nor failed, nor held with records that failed',
                 remedy=f"See where it stands with: shortstack datasets report {request.dataset}",
             )
         publication = snapshot.publication

@@ -267,7 +267,7 @@ def rejected(
 
 @app.command()
 def retry(name: Name) -> None:
-    """Send what is missing of a stalled dataset again, or open another attempt at a failed one."""
+    """Send what is missing of a stalled dataset again, or read one again that failed or has failed records."""
     connection = Connection.open()
     connection.assembly.RetryDataset(asm.RetryDatasetRequest(owner=connection.owner, dataset=name), timeout=30)
     console().print(f"Asked for again. Follow it with: shortstack datasets report {name}")

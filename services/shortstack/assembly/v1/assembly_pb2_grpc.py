@@ -80,7 +80,8 @@ class AssemblyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryDataset(self, request, context):
-        """Sends the batches that are missing again, or opens another attempt of a failed dataset.
+        """Sends the batches that are missing again, or opens another attempt of a dataset that failed, or that is held with
+        records that failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,9 @@ class AssemblyServiceStub:
     """Where each record went."""
     ListRejected: _grpc.UnaryUnaryMultiCallable[_assembly_pb2.ListRejectedRequest, _assembly_pb2.ListRejectedResponse]
     RetryDataset: _grpc.UnaryUnaryMultiCallable[_assembly_pb2.RetryDatasetRequest, _assembly_pb2.RetryDatasetResponse]
-    """Sends the batches that are missing again, or opens another attempt of a failed dataset."""
+    """Sends the batches that are missing again, or opens another attempt of a dataset that failed, or that is held with
+    records that failed.
+    """
     AcceptDataset: _grpc.UnaryUnaryMultiCallable[_assembly_pb2.AcceptDatasetRequest, _assembly_pb2.AcceptDatasetResponse]
     """Lets a held dataset through."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_assembly_pb2.DeleteDatasetRequest, _assembly_pb2.DeleteDatasetResponse]
@@ -51,7 +53,9 @@ class AssemblyServiceAsyncStub(AssemblyServiceStub):
     """Where each record went."""
     ListRejected: _aio.UnaryUnaryMultiCallable[_assembly_pb2.ListRejectedRequest, _assembly_pb2.ListRejectedResponse]  # type: ignore[assignment]
     RetryDataset: _aio.UnaryUnaryMultiCallable[_assembly_pb2.RetryDatasetRequest, _assembly_pb2.RetryDatasetResponse]  # type: ignore[assignment]
-    """Sends the batches that are missing again, or opens another attempt of a failed dataset."""
+    """Sends the batches that are missing again, or opens another attempt of a dataset that failed, or that is held with
+    records that failed.
+    """
     AcceptDataset: _aio.UnaryUnaryMultiCallable[_assembly_pb2.AcceptDatasetRequest, _assembly_pb2.AcceptDatasetResponse]  # type: ignore[assignment]
     """Lets a held dataset through."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_assembly_pb2.DeleteDatasetRequest, _assembly_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
@@ -80,7 +84,9 @@ class AssemblyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _assembly_pb2.RetryDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_assembly_pb2.RetryDatasetResponse, _abc.Awaitable[_assembly_pb2.RetryDatasetResponse]]:
-        """Sends the batches that are missing again, or opens another attempt of a failed dataset."""
+        """Sends the batches that are missing again, or opens another attempt of a dataset that failed, or that is held with
+        records that failed.
+        """
 
     @_abc_1.abstractmethod
     def AcceptDataset(

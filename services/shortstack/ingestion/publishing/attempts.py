@@ -64,10 +64,13 @@ def decide(snapshot: DatasetSnapshot | None, requested_at: datetime) -> Decision
 
 
 def decide_retry(snapshot: DatasetSnapshot, requested_at: datetime) -> Decision:
-    """About `datasets retry`: a stalled one gets its batches again, a failed one its next attempt."""
+    """About `datasets retry`: a stalled one gets its batches again; a failed one its next attempt, and so one that is
+    held with records that failed, since whatever they died of may be mended."""
     decision = decide(snapshot, requested_at)
     if snapshot.state == DATASET_STATE_STALLED or snapshot.state in _FAILED:
         return decision
+    if snapshot.state == DATASET_STATE_HELD and snapshot.counts.failed and decision.todo is not Todo.NOTHING:
+        return Decision(decision.attempt + 1, Todo.EVERYTHING)
     return Decision(decision.attempt, Todo.NOTHING)
 
 
