@@ -23,10 +23,12 @@ from shortstack.storage.blobs import BlobStore
 RECIPE = {"name": "default", "deduplicate": "exact", "order": "shuffle", "seed": 42, "validation": 0}
 
 
-def publication(*, sources: int = 1, attempt: int = 1, name: str = "faq", recipe: dict | None = None, **more: object):
+def publication(
+    *, sources: int = 1, attempt: int = 1, name: str = "faq", recipe: dict | None = None, id: str = "", **more: object
+):
     """An accepted publication of ``sources`` sources."""
     return Publication(
-        publication=f"pub-{name}",
+        publication=id or f"pub-{name}",
         attempt=attempt,
         owner="default",
         dataset=name,

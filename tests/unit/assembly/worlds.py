@@ -112,7 +112,8 @@ class World:
         """A job on a publication, as the training service knows it."""
         writer = StateWriter(self.broker, topics.TRAINING_STATE, TrainingRecord, self.clock)
         writer.open()
-        job = JobSnapshot(job=f"ftjob-{made.dataset}", publication=made.publication, state=state, model=model)
+        job = JobSnapshot(job=f"ftjob-{made.dataset}", owner=made.owner, publication=made.publication)
+        job.state, job.model = state, model
         writer.put(job.job, TrainingRecord(job=job))
         writer.close()
 

@@ -43,6 +43,7 @@ class AssemblyServiceStub:
     AcceptDataset: _grpc.UnaryUnaryMultiCallable[_assembly_pb2.AcceptDatasetRequest, _assembly_pb2.AcceptDatasetResponse]
     """Lets a held dataset through."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_assembly_pb2.DeleteDatasetRequest, _assembly_pb2.DeleteDatasetResponse]
+    """Drops the text of every publication of a name, or of one publication. Refused while a job uses it, also by mix-in."""
 
 @_typing.type_check_only
 class AssemblyServiceAsyncStub(AssemblyServiceStub):
@@ -59,6 +60,7 @@ class AssemblyServiceAsyncStub(AssemblyServiceStub):
     AcceptDataset: _aio.UnaryUnaryMultiCallable[_assembly_pb2.AcceptDatasetRequest, _assembly_pb2.AcceptDatasetResponse]  # type: ignore[assignment]
     """Lets a held dataset through."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_assembly_pb2.DeleteDatasetRequest, _assembly_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
+    """Drops the text of every publication of a name, or of one publication. Refused while a job uses it, also by mix-in."""
 
 class AssemblyServiceServicer(metaclass=_abc_1.ABCMeta):
     """The dataset controller: completeness, de-duplication, split, shards, manifest."""
@@ -101,6 +103,7 @@ class AssemblyServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _assembly_pb2.DeleteDatasetRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_assembly_pb2.DeleteDatasetResponse, _abc.Awaitable[_assembly_pb2.DeleteDatasetResponse]]: ...
+    ) -> _typing.Union[_assembly_pb2.DeleteDatasetResponse, _abc.Awaitable[_assembly_pb2.DeleteDatasetResponse]]:
+        """Drops the text of every publication of a name, or of one publication. Refused while a job uses it, also by mix-in."""
 
 def add_AssemblyServiceServicer_to_server(servicer: AssemblyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
