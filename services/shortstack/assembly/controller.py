@@ -329,6 +329,8 @@ class DatasetController:
         )
 
 
-def _standing(snapshot: DatasetSnapshot) -> tuple[int, int, int, bool]:
+def _standing(snapshot: DatasetSnapshot) -> tuple[int, int, int, int, bool]:
     """What is written at once when it changes; the rest is progress."""
-    return snapshot.state, snapshot.publication.attempt, len(snapshot.wishes), snapshot.accepted_by_operator
+    publication, asked = snapshot.publication, len(snapshot.wishes)
+    newest = publication.accepted_at.ToNanoseconds()
+    return snapshot.state, publication.attempt, newest, asked, snapshot.accepted_by_operator

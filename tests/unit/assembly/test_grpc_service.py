@@ -96,6 +96,24 @@ def test_a_name_is_deleted_with_all_that_was_published_under_it(world: World) ->
         assert (list(again.publications), again.dataset.state) == ([], ds.DATASET_STATE_DELETED)
 
 
+def test_a_name_stands_for_what_was_asked_for_last(world: World) -> None:
+    """A, then B by mistake, then A again, which was made before: nothing is assembled, yet the name means A."""
+    with world.serving() as servicer:
+        for number, name in enumerate("ab"):
+            publish(world, [name], id=f"pub-{name}", accepted_at=Timestamp(seconds=number))
+            wait_for(servicer, ds.DATASET_STATE_READY, f"pub-{name}")
+        assert report(servicer).dataset.publication.publication == "pub-b"
+        for _ in range(2):
+            world.event(accepted(publication(id="pub-a", accepted_at=Timestamp(seconds=2))))
+            again = publication(id="pub-a", accepted_at=Timestamp(seconds=1, nanos=5))
+            world.event(accepted(again))  # what is read late is not newer
+        servicer._controller.wait_for(lambda known: known["pub-a"].publication.accepted_at.seconds == 2, DEADLINE_S)
+        found = report(servicer).dataset
+    assert (found.publication.publication, found.state) == ("pub-a", ds.DATASET_STATE_READY)
+    assert (found.publication.accepted_at.seconds, found.opened_at.seconds) == (2, 0)
+    assert len(world.assembled) == 2
+
+
 def test_what_is_mixed_into_others_is_not_forgotten(world: World) -> None:
     """A job on B sees A's text too, and B's shards keep it; C has it by way of B."""
     publish(world, ["a"], name="a")

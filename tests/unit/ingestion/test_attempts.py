@@ -49,6 +49,15 @@ def test_records_that_failed_are_read_again_when_asked_for() -> None:
     assert decide(held, LATER) == Decision(2, Todo.ACCEPT)
 
 
+def test_a_request_between_the_first_and_the_newest_is_carried_out() -> None:
+    """Two requests for a dataset that is ready may be under way at once, each with a wish of its own."""
+    ready = snapshot(pb.DATASET_STATE_READY)
+    ready.opened_at.FromDatetime(THEN)
+    ready.publication.accepted_at.FromDatetime(LATER + timedelta(seconds=1))
+    assert decide(ready, LATER) == Decision(2, Todo.ACCEPT)
+    assert decide(ready, THEN) == Decision(2, Todo.NOTHING)
+
+
 def test_the_first_request_does_everything() -> None:
     assert decide(None, THEN) == Decision(1, Todo.EVERYTHING)
 
