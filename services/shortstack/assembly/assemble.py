@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,7 +131,7 @@ def _mixed_in(plan: AssemblyPlan, blobs: BlobStore, tables: _Tables) -> list[_Ch
             size = _mean_bytes(table)
             pairs = zip(table["record"].to_pylist(), table["digest"].to_pylist(), strict=True)
             for row, (name, digest) in enumerate(pairs):
-                record = f"{mix.dataset}@{mix.version[:12]}/{name}"
+                record = f"{_mixed_name(mix)}/{name}"
                 added.extend(
                     _Chosen(record, digest, number, row, size, repeat)
                     for repeat in range(_times(plan.seed, mix, record))
@@ -201,18 +202,41 @@ def _parts(plan: AssemblyPlan, records: Sequence[_Chosen]) -> Iterator[Sequence[
         yield records[start:]
 
 
+_Licences = Counter[tuple[str, str]]
+"""How many records were written, by (what they were mixed in from, licence); empty: its own, none named."""
+
+
 def _shards(
-    plan: AssemblyPlan, blobs: BlobStore, tables: _Tables, prefix: str, split: str, records: list[_Chosen]
+    plan: AssemblyPlan,
+    blobs: BlobStore,
+    tables: _Tables,
+    prefix: str,
+    split: str,
+    records: list[_Chosen],
+    licences: _Licences,
 ) -> Iterator[dict[str, Any]]:
     with TemporaryDirectory() as folder:
         for number, part in enumerate(_parts(plan, records)):
             path = Path(folder) / f"{split}-{number:05d}.parquet"
-            pq.write_table(_rows(tables, part), path, compression="zstd", row_group_size=5_000)
+            rows = _rows(tables, part)
+            named = zip(part, rows["license"].to_pylist(), strict=True)
+            licences.update((_origin(record.record), licence or "") for record, licence in named)
+            pq.write_table(rows, path, compression="zstd", row_group_size=5_000)
             sha256 = file_sha256(path)
             key = f"{prefix}/{path.stem}-{sha256[:16]}.parquet"
             blobs.put_file(key, path)
             yield {"key": key, "sha256": sha256, "bytes": path.stat().st_size, "records": len(part)}
             path.unlink()
+
+
+def _mixed_name(mix: MixIn) -> str:
+    return f"{mix.dataset}@{mix.version[:12]}"
+
+
+def _origin(record: str) -> str:
+    """``DATASET@VERSION`` of a mixed-in record, by its id; empty for the dataset's own."""
+    first = record.partition("/")[0]
+    return first if "@" in first else ""
 
 
 def assemble(plan: AssemblyPlan, blobs: BlobStore) -> AssembledVersion:
@@ -228,8 +252,9 @@ def assemble(plan: AssemblyPlan, blobs: BlobStore) -> AssembledVersion:
     splits = {"train": _ordered(plan, train + mixed), "validation": _ordered(plan, validation)}
     version = _version(splits)
     prefix = f"{plan.prefix}/versions/{version}"
+    licences: _Licences = Counter()
     written = {
-        name: {"records": len(records), "shards": list(_shards(plan, blobs, tables, prefix, name, records))}
+        name: {"records": len(records), "shards": list(_shards(plan, blobs, tables, prefix, name, records, licences))}
         for name, records in splits.items()
     }
     listed = canonical_json(selection.duplicates[:_MAX_DUPLICATES_LISTED])
@@ -245,7 +270,8 @@ def assemble(plan: AssemblyPlan, blobs: BlobStore) -> AssembledVersion:
         train=len(splits["train"]),
         validation=len(splits["validation"]),
     )
-    return replace(result, manifest=_put_named(blobs, f"{prefix}/manifest", _manifest(plan, result, written)))
+    manifest = _manifest(plan, result, written, licences)
+    return replace(result, manifest=_put_named(blobs, f"{prefix}/manifest", manifest))
 
 
 def _put_named(blobs: BlobStore, name: str, data: bytes) -> str:
@@ -256,7 +282,7 @@ def _put_named(blobs: BlobStore, name: str, data: bytes) -> str:
     return key
 
 
-def _manifest(plan: AssemblyPlan, result: AssembledVersion, written: dict[str, Any]) -> bytes:
+def _manifest(plan: AssemblyPlan, result: AssembledVersion, written: dict[str, Any], licences: _Licences) -> bytes:
     counts = {name: getattr(result, name) for name in ("kept", "chosen", "duplicates", "mixed_in", "written")}
     head = dict(plan.head)
     head["counts"] = {**head.get("counts", {}), **counts, "train": result.train, "validation": result.validation}
@@ -267,9 +293,31 @@ def _manifest(plan: AssemblyPlan, result: AssembledVersion, written: dict[str, A
             "version": result.version,
             "splits": written,
             "segments": [{"key": s.key, "sha256": s.sha256, "source": s.source} for s in plan.segments],
-            "mixed_in": [{"dataset": m.dataset, "version": m.version, "factor": m.factor} for m in plan.mix],
+            "licenses": _listed(licences),
+            "mixed_in": [_mixed_version(mix, licences) for mix in plan.mix],
         }
     )
+
+
+def _mixed_version(mix: MixIn, licences: _Licences) -> dict[str, Any]:
+    own = Counter({key: records for key, records in licences.items() if key[0] == _mixed_name(mix)})
+    return {
+        "dataset": mix.dataset,
+        "version": mix.version,
+        "manifest": mix.manifest,
+        "factor": mix.factor,
+        "records": own.total(),
+        "licenses": _listed(own),
+    }
+
+
+def _listed(licences: _Licences) -> list[dict[str, Any]]:
+    """Licences of the records as written, the most frequent first; an empty one is of records that name none."""
+    sums: Counter[str] = Counter()
+    for (_, licence), records in licences.items():
+        sums[licence] += records
+    ranked = sorted(sums.items(), key=lambda item: (-item[1], item[0]))
+    return [{"license": licence, "records": records} for licence, records in ranked]
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from shortstack.assembly.child import Assembler
 from shortstack.assembly.commands import parse_command
 from shortstack.assembly.config import AssemblyConfig
 from shortstack.assembly.datasets import Dataset, Datasets
-from shortstack.assembly.plan import AssembledVersion, AssemblyPlan
+from shortstack.assembly.plan import AssembledVersion, AssemblyPlan, FailedBatch
 from shortstack.assembly.planning import mix_of, plan_of, publication_prefix
 from shortstack.core.clock import Clock
 from shortstack.core.errors import NotFound, Poison, ShortstackError, Transient
@@ -140,6 +140,11 @@ class DatasetController:
         """Ledger entries of a publication by source and place; none of one that is ready, whose manifest has them."""
         dataset = self._datasets.by_publication.get(publication)
         return dataset.ledger.entries() if dataset else []
+
+    def failed_batches(self, publication: str) -> list[FailedBatch]:
+        """Batches of a publication that failed whole; of a ready one the manifest has them."""
+        dataset = self._datasets.by_publication.get(publication)
+        return dataset.ledger.failed_batches() if dataset else []
 
     def announcements(self, publication: str) -> list[str]:
         """Objects that list a publication's malformed items."""
@@ -324,6 +329,8 @@ class DatasetController:
         )
 
 
-def _standing(snapshot: DatasetSnapshot) -> tuple[int, int, int, bool]:
+def _standing(snapshot: DatasetSnapshot) -> tuple[int, int, int, int, bool]:
     """What is written at once when it changes; the rest is progress."""
-    return snapshot.state, snapshot.publication.attempt, len(snapshot.wishes), snapshot.accepted_by_operator
+    publication, asked = snapshot.publication, len(snapshot.wishes)
+    newest = publication.accepted_at.ToNanoseconds()
+    return snapshot.state, publication.attempt, newest, asked, snapshot.accepted_by_operator

@@ -213,14 +213,26 @@ class Datasets:
     def _accept(self, publication: Publication, now: float) -> None:
         known = self.by_publication.get(publication.publication)
         if known is None or known.ledger.publication.attempt < publication.attempt:
-            snapshot = DatasetSnapshot(publication=publication, state=DATASET_STATE_ACCEPTED)
+            opened_at = publication.accepted_at
+            snapshot = DatasetSnapshot(publication=publication, state=DATASET_STATE_ACCEPTED, opened_at=opened_at)
             if known is not None:
                 snapshot.wishes.extend(known.snapshot.wishes)
             known = Dataset(snapshot, PublicationLedger(publication), now)
             self.by_publication[publication.publication] = known
             self._catch_up(publication, now)
         if known.ledger.publication.attempt == publication.attempt:
+            self._asked_again(known, publication)
             self._wish(known, publication)
+
+    @staticmethod
+    def _asked_again(dataset: Dataset, publication: Publication) -> None:
+        """A name stands for what was asked for last, though it was made before."""
+        snapshot = dataset.snapshot
+        if snapshot.publication.accepted_at.ToNanoseconds() < publication.accepted_at.ToNanoseconds():
+            if not snapshot.HasField("opened_at"):
+                snapshot.opened_at.CopyFrom(snapshot.publication.accepted_at)
+            snapshot.publication.accepted_at.CopyFrom(publication.accepted_at)
+            dataset.dirty = True
 
     def _catch_up(self, publication: Publication, now: float) -> None:
         """Takes what came early for this attempt; what came for older ones is void."""

@@ -31,7 +31,8 @@ class Gates:
         max_failed: records that may fail in a step before the dataset is held.
         max_rejected: share of records (0 to 1) that may be malformed or rejected before it is held.
         min_kept: kept records below which it is held; without any it fails.
-        strict: any malformed or rejected record fails the dataset (the ``verbatim`` recipe).
+        strict: any malformed or rejected record fails the dataset, because the recipe lets none go (``verbatim``): it
+            has no step, and fails at the first malformed line. Its name does not matter.
     """
 
     max_failed: int = 0
@@ -47,7 +48,7 @@ class Gates:
             max_failed=int(gates.get("max_failed", usual.max_failed)),
             max_rejected=float(gates.get("max_rejected", usual.max_rejected)),
             min_kept=int(gates.get("min_kept", usual.min_kept)),
-            strict=recipe.get("name") == "verbatim",
+            strict=recipe.get("malformed") == "fail" and not recipe.get("steps"),
         )
 
     def rule(self, ledger: PublicationLedger, *, accepted: bool) -> Ruling:
@@ -77,7 +78,8 @@ class Gates:
             why, code = f"{totals.kept} records kept, fewer than {self.min_kept}", "too_few_kept"
         if not why:
             return Ruling("ready")
-        return Ruling("held", why, f"{reject}. Let it through with: shortstack datasets accept {name}", code)
+        again = f" Or mend the cause and read it again: shortstack datasets retry {name}" if totals.failed else ""
+        return Ruling("held", why, f"{reject}. Let it through with: shortstack datasets accept {name}.{again}", code)
 
     @staticmethod
     def _described(ledger: PublicationLedger) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -10,6 +10,8 @@ import grpc
 import orjson
 
 from shortstack.assembly.controller import DatasetController
+from shortstack.assembly.deletion import deletion_of
+from shortstack.assembly.plan import FailedBatch
 from shortstack.assembly.rejected import rejected_records
 from shortstack.assembly.v1 import assembly_pb2 as pb
 from shortstack.assembly.v1.assembly_pb2_grpc import AssemblyServiceServicer
@@ -24,13 +26,7 @@ from shortstack.messages.v1.dataset_pb2 import (
     DATASET_STATE_STALLED,
     DatasetSnapshot,
 )
-from shortstack.messages.v1.training_pb2 import (
-    JOB_STATE_CANCELLED,
-    JOB_STATE_FAILED,
-    JOB_STATE_SUCCEEDED,
-    JobSnapshot,
-    TrainingRecord,
-)
+from shortstack.messages.v1.training_pb2 import JobSnapshot, TrainingRecord
 from shortstack.storage.blobs import BlobStore
 from shortstack.streams import topics
 from shortstack.streams.broker import Producer
@@ -43,7 +39,7 @@ _ACK_S: Final = 10.0
 _EFFECT_S: Final = 10.0
 _TOPICS_FORGET: Final = timedelta(days=30)
 _DEFAULT_REJECTED: Final = 100
-_ENDED: Final = (JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED)
+_RETRIED: Final = (DATASET_STATE_STALLED, DATASET_STATE_FAILED, DATASET_STATE_DELETED)
 
 
 class AssemblyServicer(AssemblyServiceServicer):
@@ -76,13 +72,14 @@ class AssemblyServicer(AssemblyServiceServicer):
                 f'dataset "{request.dataset}" is deleted, and its records with it', remedy="Publish it again."
             )
         segments = [(e.segment, e.source) for e in self._controller.segments(publication) if e.segment]
-        malformed = self._controller.announcements(publication)
+        malformed, failed = self._controller.announcements(publication), self._controller.failed_batches(publication)
         if snapshot.state == DATASET_STATE_READY:
             manifest = orjson.loads(self._blobs.get(snapshot.manifest))
             segments = [(s["key"], s["source"]) for s in manifest["segments"]]
             malformed = manifest.get("malformed_objects", [])
+            failed = [FailedBatch(**batch) for batch in manifest.get("failed_batches", [])]
         response = pb.ListRejectedResponse()
-        for record in rejected_records(self._blobs, snapshot, segments, malformed):
+        for record in rejected_records(self._blobs, snapshot, segments, malformed, failed):
             if request.reason and record.reason != request.reason:
                 continue
             response.records.append(record)
@@ -100,15 +97,16 @@ class AssemblyServicer(AssemblyServiceServicer):
                 f'dataset "{request.dataset}" is not held',
                 remedy=f"See where it stands with: shortstack datasets report {request.dataset}",
             )
-        after = self._command("accept", snapshot, lambda s: s.state != DATASET_STATE_HELD)
+        (after,) = self._command("accept", [snapshot], lambda s: s.state != DATASET_STATE_HELD)
         return pb.AcceptDatasetResponse(dataset=after)
 
     def RetryDataset(self, request: pb.RetryDatasetRequest, context: grpc.ServicerContext) -> pb.RetryDatasetResponse:
         """Has ingestion read the pinned sources again: what is missing, or all of it as a new attempt."""
         snapshot = self._find(request.owner, request.dataset)
-        if snapshot.state not in (DATASET_STATE_STALLED, DATASET_STATE_FAILED, DATASET_STATE_DELETED):
+        with_failures = snapshot.state == DATASET_STATE_HELD and snapshot.counts.failed
+        if snapshot.state not in _RETRIED and not with_failures:
             raise Conflict(
-                f'dataset "{request.dataset}" is neither stalled nor failed',
+                f'dataset "{request.dataset}" is neither stalled nor failed, nor held with records that failed',
                 remedy=f"See where it stands with: shortstack datasets report {request.dataset}",
             )
         publication = snapshot.publication
@@ -125,51 +123,64 @@ class AssemblyServicer(AssemblyServiceServicer):
     def DeleteDataset(
         self, request: pb.DeleteDatasetRequest, context: grpc.ServicerContext
     ) -> pb.DeleteDatasetResponse:
-        """Drops a dataset's text, unless a job uses it."""
-        snapshot = self._find(request.owner, request.dataset)
-        jobs = self._jobs(snapshot.publication.publication)
-        using = [job.job for job in jobs if job.state not in _ENDED]
-        if using:
-            raise Conflict(
-                f'dataset "{request.dataset}" is used by {", ".join(using)}',
-                remedy="Wait until it has ended, or cancel it with: shortstack runs cancel JOB",
-            )
-        after = self._command("delete", snapshot, lambda s: s.state == DATASET_STATE_DELETED)
+        """Drops the text of all publications of a name, or of the one whose id is given, unless a job uses it."""
+        mine, named = self._named(request.owner, request.dataset)
+        deletion = deletion_of(named, mine, self._jobs(request.owner), request.dataset)
+        after = self._command("delete", deletion.publications, lambda s: s.state == DATASET_STATE_DELETED)
+        remaining = [snapshot for snapshot in after if snapshot.state != DATASET_STATE_DELETED]
         return pb.DeleteDatasetResponse(
-            dataset=after,
+            dataset=_newest(remaining or after or named),
             forgotten_by=(self._clock.now() + _TOPICS_FORGET).isoformat(timespec="seconds"),
-            models=sorted({job.model for job in jobs if job.model}),
+            models=deletion.models,
+            publications=[snapshot.publication.publication for snapshot in deletion.publications],
+            copies=deletion.copies,
         )
 
-    def _jobs(self, publication: str) -> list[JobSnapshot]:
+    def _jobs(self, owner: str) -> list[JobSnapshot]:
         self._training.wait_caught_up(_EFFECT_S)
-        records = self._training.values()
-        return [r.job for r in records if r.WhichOneof("record") == "job" and r.job.publication == publication]
+        jobs = [record.job for record in self._training.values() if record.WhichOneof("record") == "job"]
+        return [job for job in jobs if job.owner == (owner or DEFAULT_OWNER)]
 
-    def _find(self, owner: str, dataset: str) -> DatasetSnapshot:
-        """The newest publication of that name, or the one whose id begins so."""
+    def _named(self, owner: str, dataset: str) -> tuple[list[DatasetSnapshot], list[DatasetSnapshot]]:
+        """An owner's publications, and those of them that a name or a publication id stands for.
+
+        Raises:
+            NotFound: it stands for none.
+        """
         mine = [s for s in self._controller.snapshots().values() if s.publication.owner == (owner or DEFAULT_OWNER)]
         named = [s for s in mine if dataset in (s.publication.dataset, s.publication.publication)]
         if not named:
             raise NotFound(
                 f'no dataset "{dataset}"', remedy=did_you_mean(dataset, {s.publication.dataset for s in mine})
             )
-        return max(named, key=lambda s: (s.publication.accepted_at.seconds, s.publication.accepted_at.nanos))
+        return mine, named
 
-    def _command(self, kind: str, snapshot: DatasetSnapshot, met: Callable[[DatasetSnapshot], bool]) -> DatasetSnapshot:
-        """Sends a command and waits a little for its effect; the snapshot as it then stands."""
-        publication = snapshot.publication
-        message = {
-            "kind": kind,
-            "owner": publication.owner,
-            "publication": publication.publication,
-            "attempt": publication.attempt,
-            "at": self._clock.now().isoformat(timespec="seconds"),
-        }
-        self._send(topics.DATASETS_COMMANDS, publication.dataset, message, f"shortstack.dataset.{kind}")
-        self._controller.wait_for(lambda all_: met(all_[publication.publication]), _EFFECT_S)
-        return self._controller.snapshots()[publication.publication]
+    def _find(self, owner: str, dataset: str) -> DatasetSnapshot:
+        """The newest publication of that name, or the one with that id."""
+        return _newest(self._named(owner, dataset)[1])
+
+    def _command(
+        self, kind: str, snapshots: Sequence[DatasetSnapshot], met: Callable[[DatasetSnapshot], bool]
+    ) -> list[DatasetSnapshot]:
+        """Sends a command about each and waits a little for its effect; the snapshots as they then stand."""
+        for publication in (snapshot.publication for snapshot in snapshots):
+            message = {
+                "kind": kind,
+                "owner": publication.owner,
+                "publication": publication.publication,
+                "attempt": publication.attempt,
+                "at": self._clock.now().isoformat(timespec="seconds"),
+            }
+            self._send(topics.DATASETS_COMMANDS, publication.dataset, message, f"shortstack.dataset.{kind}")
+        ids = [snapshot.publication.publication for snapshot in snapshots]
+        self._controller.wait_for(lambda known: all(met(known[id_]) for id_ in ids), _EFFECT_S)
+        known = self._controller.snapshots()
+        return [known[id_] for id_ in ids]
 
     def _send(self, topic: topics.Topic, key: str, message: dict[str, Any], type_: str) -> None:
         event = outbound(topic, key, orjson.dumps(message), type=type_, source="assembly", clock=self._clock)
         self._producer.send(event).result(_ACK_S)
+
+
+def _newest(snapshots: Sequence[DatasetSnapshot]) -> DatasetSnapshot:
+    return max(snapshots, key=lambda s: s.publication.accepted_at.ToNanoseconds())

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from shortstack.assembly.plan import FailedBatch
 from shortstack.messages.v1.dataset_pb2 import BatchEntry, Publication, ReasonCount, SourceAnnounced
 
 __all__ = ["Gap", "PublicationLedger", "Totals"]
@@ -100,6 +101,14 @@ class PublicationLedger:
     def entries(self) -> list[BatchEntry]:
         """Entries by source and first record."""
         return [self._entries[key] for key in sorted(self._entries)]
+
+    def failed_batches(self) -> list[FailedBatch]:
+        """Batches that failed whole, by source and first record."""
+        return [
+            FailedBatch(e.source, e.first, e.count, next((r.reason for r in e.reasons), ""), e.error)
+            for e in self.entries()
+            if not e.segment
+        ]
 
     def malformed_objects(self) -> list[str]:
         """Objects that list the malformed items, by source."""

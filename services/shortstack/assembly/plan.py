@@ -10,7 +10,7 @@ import orjson
 
 from shortstack.core.digest import canonical_json
 
-__all__ = ["AssembledVersion", "AssemblyPlan", "MixIn", "Segment"]
+__all__ = ["AssembledVersion", "AssemblyPlan", "FailedBatch", "MixIn", "Segment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,17 @@ class Segment:
     key: str
     sha256: str
     source: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailedBatch:
+    """Records [first, first + count) of a source that have no segment: formatting gave the whole batch up."""
+
+    source: int
+    first: int
+    count: int
+    reason: str
+    error: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC
 from typing import Any
 
@@ -87,4 +88,5 @@ def _head(dataset: Dataset, recipe: dict[str, Any]) -> dict[str, Any]:
             for s in publication.sources
         ],
         "malformed_objects": dataset.ledger.malformed_objects(),
+        "failed_batches": [asdict(batch) for batch in dataset.ledger.failed_batches()],
     }

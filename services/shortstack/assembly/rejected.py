@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import zstandard
 
+from shortstack.assembly.plan import FailedBatch
 from shortstack.assembly.v1.assembly_pb2 import RejectedRecord
 from shortstack.messages.v1.dataset_pb2 import DatasetSnapshot
 from shortstack.records.schema import RECORD_SCHEMA, SEGMENT_SCHEMA, read_table
@@ -21,17 +22,24 @@ _CONTENT = [name for name in RECORD_SCHEMA.names if name not in ("seq", "scores"
 
 
 def rejected_records(
-    blobs: BlobStore, snapshot: DatasetSnapshot, segments: Sequence[tuple[str, int]], malformed: Sequence[str]
+    blobs: BlobStore,
+    snapshot: DatasetSnapshot,
+    segments: Sequence[tuple[str, int]],
+    malformed: Sequence[str],
+    failed: Sequence[FailedBatch] = (),
 ) -> Iterator[RejectedRecord]:
-    """Malformed items first, then what steps refused, then duplicates; all in (source, seq) order.
+    """Malformed items first, then batches that failed whole, what steps refused, and duplicates; each in order.
 
     Args:
         segments: (object key, source ordinal) in order.
         malformed: objects with malformed items, as ingestion wrote them: zstd over JSON lines.
+        failed: batches without a segment; each is one entry, which names its first and last record.
     """
     names = {s.ordinal: PurePosixPath(s.uri).name for s in snapshot.publication.sources}
     for key in malformed:
         yield from _malformed(blobs, key)
+    for batch in failed:
+        yield _failed(batch, names.get(batch.source, f"source {batch.source}"))
     for key, source in segments:
         yield from _refused(blobs, key, source, names.get(source, f"source {source}"))
     if snapshot.duplicates:
@@ -54,6 +62,18 @@ def _malformed_record(source: int, item: Mapping[str, Any]) -> RejectedRecord:
         reason=item["reason"],
         place=f"{item['file']} {item['place']}",
         record_json=item["raw"],
+    )
+
+
+def _failed(batch: FailedBatch, name: str) -> RejectedRecord:
+    return RejectedRecord(
+        source=batch.source,
+        seq=batch.first,
+        fate="failed",
+        step="batch",
+        reason=batch.reason,
+        evidence=batch.error,
+        place=f"{name} records {batch.first}-{batch.first + batch.count - 1}",
     )
 
 

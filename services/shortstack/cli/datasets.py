@@ -267,7 +267,7 @@ def rejected(
 
 @app.command()
 def retry(name: Name) -> None:
-    """Send what is missing of a stalled dataset again, or open another attempt at a failed one."""
+    """Send what is missing of a stalled dataset again, or read one again that failed or has failed records."""
     connection = Connection.open()
     connection.assembly.RetryDataset(asm.RetryDatasetRequest(owner=connection.owner, dataset=name), timeout=30)
     console().print(f"Asked for again. Follow it with: shortstack datasets report {name}")
@@ -284,13 +284,16 @@ def accept(name: Name) -> None:
 
 @app.command()
 def delete(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
-    """Delete a dataset's text. Models that were trained on it stay and are named."""
+    """Delete the text of a name's every publication. Models trained on it, and copies by mix-in, stay and are named."""
     if not yes:
         typer.confirm(f"Delete all text of dataset {name}?", abort=True)
     connection = Connection.open()
     request = asm.DeleteDatasetRequest(owner=connection.owner, dataset=name)
     answer = connection.assembly.DeleteDataset(request, timeout=60)
-    console().print(f"{name}: {state_name(answer.dataset.state)}. Topics have forgotten it by {answer.forgotten_by}.")
+    gone = f"{state_name(answer.dataset.state)}, {len(answer.publications)} publications"
+    console().print(f"{name}: {gone}. Topics have forgotten it by {answer.forgotten_by}.")
+    if answer.copies:
+        console().print(f"Mixed-in copies of it remain in: {', '.join(answer.copies)}")
     if answer.models:
         console().print(f"Models that saw it: {', '.join(answer.models)}")
 

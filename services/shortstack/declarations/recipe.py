@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
+import orjson
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
 
@@ -29,6 +30,7 @@ __all__ = [
     "RefusalStep",
     "RegexStep",
     "StepSettings",
+    "frozen_recipe",
     "parse_recipe",
     "recipe_object",
 ]
@@ -199,7 +201,7 @@ class Recipe(BaseModel):
         return whole | {"steps": [step.model_dump(mode="json") for step in self.steps]}
 
     def json_bytes(self) -> bytes:
-        """Canonical JSON of the whole recipe: what is frozen at `recipe_object`."""
+        """Canonical JSON of the whole recipe with its name: what a publication carries."""
         return canonical_json(self.model_dump(mode="json"))
 
     def digest(self) -> str:
@@ -225,6 +227,11 @@ RECIPES: Final[dict[str, Recipe]] = {
 def recipe_object(digest: str) -> str:
     """Object key of the frozen recipe."""
     return f"recipes/{digest}.json"
+
+
+def frozen_recipe(recipe_json: bytes) -> bytes:
+    """What is kept at `recipe_object`, of `Recipe.json_bytes`: all that the digest covers, so not the name."""
+    return canonical_json({key: value for key, value in orjson.loads(recipe_json).items() if key != "name"})
 
 
 def parse_recipe(given: str | bytes | Mapping[str, Any], *, where: str = "recipe") -> Recipe:

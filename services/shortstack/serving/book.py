@@ -131,13 +131,14 @@ class ModelBook:
         if newcomer:
             model.jobs.append(job.job)
             self._touch(model, now)
-        asked_anew = model.updated_at.ToNanoseconds() < job.opened_at.ToNanoseconds()
+        # One that succeeded is not opened anew when it is asked for again: the wish alone is newer.
+        asked_at = max(job.opened_at.ToDatetime(tzinfo=UTC), job.wished_at.ToDatetime(tzinfo=UTC))
         waits = job.state != tr.JOB_STATE_SUCCEEDED
-        if model.state in OVER and waits and (newcomer or asked_anew):
+        if model.state in OVER and (model.updated_at.ToDatetime(tzinfo=UTC) < asked_at or (newcomer and waits)):
             self._reopen(model, now)
         wish = orjson.loads(job.request_json).get("deploy") or {}
         if wish.get("alias"):
-            self._wish_alias(model.name, wish["alias"], job.opened_at.ToDatetime(tzinfo=UTC), job.job)
+            self._wish_alias(model.name, wish["alias"], asked_at, job.job)
 
     def deploy(self, run: tr.RunSnapshot, name: str, owner: str, alias: str, at: datetime, now: datetime) -> None:
         """Opens a model on an operator's request; one that was refused or withdrawn opens anew if that is newer."""

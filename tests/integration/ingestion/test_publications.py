@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from shortstack.core.errors import Transient
+from shortstack.declarations.recipe import RECIPES, recipe_object
 from shortstack.messages.v1.dataset_pb2 import DATASET_STATE_FAILED, DATASET_STATE_READY
 from shortstack.records.schema import SEGMENT_SCHEMA, read_table
 from shortstack.streams.broker import Outbound
@@ -121,6 +122,23 @@ def test_verbatim_fails_at_the_first_malformed_line(stack: Any) -> None:
     assert failed.code == "invalid_training_file"
     assert "chat.jsonl line 2" in failed.error
     assert 'Did you mean "assistant"?' in failed.error
+
+
+def test_recipes_that_differ_in_their_name_alone_are_one(stack: Any) -> None:
+    """A store of before holds a recipe with the name that it had; that must not stop whoever names it otherwise."""
+    old = RECIPES["default"]
+    stack.blobs.put(recipe_object(old.digest()), old.json_bytes())
+    stack.start_formatting()
+    stack.start_ingestion()
+    verbatim = RECIPES["verbatim"].model_dump(mode="json", exclude={"name"})
+    for name, recipe in [("a", "verbatim"), ("b", verbatim), ("c", verbatim | {"name": "mine"})]:
+        stack.publish({"dataset": name, "records": [_pair(1)], "recipe": recipe})
+    stack.publish({"dataset": "d", "records": [_pair(1)], "recipe": old.model_dump(mode="json") | {"name": "mine"}})
+    stack.until(lambda: bool(stack.dead()) or (len(stack.accepted()) == 4 and _tiles(stack)))
+    assert not stack.dead()
+    assert not any(entry.error for entry in stack.entries())
+    names = {publication.dataset: orjson.loads(publication.recipe_json)["name"] for publication in stack.accepted()}
+    assert names == {"a": "verbatim", "b": "inline", "c": "mine", "d": "mine"}
 
 
 def test_reading_the_topic_again_repeats_no_finished_publication(stack: Any) -> None:

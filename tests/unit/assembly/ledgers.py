@@ -23,10 +23,12 @@ from shortstack.storage.blobs import BlobStore
 RECIPE = {"name": "default", "deduplicate": "exact", "order": "shuffle", "seed": 42, "validation": 0}
 
 
-def publication(*, sources: int = 1, attempt: int = 1, name: str = "faq", recipe: dict | None = None, **more: object):
+def publication(
+    *, sources: int = 1, attempt: int = 1, name: str = "faq", recipe: dict | None = None, id: str = "", **more: object
+):
     """An accepted publication of ``sources`` sources."""
     return Publication(
-        publication=f"pub-{name}",
+        publication=id or f"pub-{name}",
         attempt=attempt,
         owner="default",
         dataset=name,
@@ -55,11 +57,20 @@ def announced(publication: Publication, source: int, records: int, malformed: Se
     )
 
 
-def segment(blobs: BlobStore, publication: Publication, source: int, first: int, answers: Sequence[str]) -> BatchEntry:
-    """A segment in the store, an answer a record; an empty answer is a rejected record."""
+def segment(
+    blobs: BlobStore,
+    publication: Publication,
+    source: int,
+    first: int,
+    answers: Sequence[str],
+    licences: Sequence[str] = (),
+) -> BatchEntry:
+    """A segment in the store, an answer a record; an empty answer is a rejected record. Licences go round."""
     rows = []
     for place, answer in enumerate(answers):
-        record = Record(first + place, (Message("user", f"question {answer}"), Message("assistant", answer)))
+        license_ = licences[place % len(licences)] if licences else None
+        turns = (Message("user", f"question {answer}"), Message("assistant", answer))
+        record = Record(first + place, turns, license=license_)
         kept = bool(answer)
         rows.append(
             {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import orjson
 import pyarrow.parquet as pq
 from hypothesis import given, settings
@@ -16,8 +18,10 @@ from shortstack.storage.blobs import BlobStore, MemoryBlobStore
 Answers = st.lists(st.sampled_from(["a", "b", "c", "d", "e", ""]), min_size=1, max_size=30)
 
 
-def plan(blobs: BlobStore, batches: list[tuple[int, int, list[str]]], **settings: object) -> AssemblyPlan:
-    entries = [segment(blobs, publication(), source, first, answers) for source, first, answers in batches]
+def plan(
+    blobs: BlobStore, batches: list[tuple[int, int, list[str]]], licences: Sequence[str] = (), **settings: object
+) -> AssemblyPlan:
+    entries = [segment(blobs, publication(), source, first, answers, licences) for source, first, answers in batches]
     return AssemblyPlan(
         storage_url="memory://",
         prefix="publications/default/pub-faq",
@@ -96,6 +100,27 @@ def test_mixing_in_by_factor() -> None:
 
     assert sorted(answers_of(blobs, mixed.manifest)) == ["a", *"xxx", *"yyy"]
     assert (mixed.chosen, mixed.mixed_in, mixed.written) == (1, 6, 7)
+
+
+def test_the_manifest_names_the_licence_of_every_record_and_of_what_is_mixed_in() -> None:
+    """What the publisher typed is one field; what the records say is another, and travels with them."""
+    blobs = MemoryBlobStore()
+    a = assemble(plan(blobs, [(0, 0, ["x", "y"])], licences=["CC-BY-NC-4.0", "MIT"]), blobs)
+    b = assemble(plan(blobs, [(0, 0, ["b"])], mix=[MixIn("a", a.version, a.manifest, 2.0)]), blobs)
+    head = {"license": "Apache-2.0"}
+    c = assemble(
+        plan(blobs, [(0, 0, ["c"])], mix=[MixIn("b", b.version, b.manifest, 1.0)], licences=["Apache-2.0"], head=head),
+        blobs,
+    )
+
+    manifest = orjson.loads(blobs.get(c.manifest))
+    assert manifest["license"] == "Apache-2.0"
+    assert {entry["license"]: entry["records"] for entry in manifest["licenses"]} == {
+        "CC-BY-NC-4.0": 2, "MIT": 2, "Apache-2.0": 1, "": 1,
+    }  # fmt: skip
+    (mixed,) = manifest["mixed_in"]
+    assert (mixed["dataset"], mixed["manifest"], mixed["records"]) == ("b", b.manifest, 5)
+    assert {entry["license"]: entry["records"] for entry in mixed["licenses"]} == {"CC-BY-NC-4.0": 2, "MIT": 2, "": 1}
 
 
 def test_another_attempt_makes_the_same_version_beside_the_first() -> None:

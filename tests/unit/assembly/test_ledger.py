@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.assembly.ledgers import announced, publication
 
 from shortstack.assembly.gates import Gates
 from shortstack.assembly.ledger import PublicationLedger
+from shortstack.declarations.recipe import RECIPES
 from shortstack.messages.v1.dataset_pb2 import BatchEntry, ReasonCount
 
 
@@ -85,13 +87,19 @@ def test_malformed_items_count_as_rejected() -> None:
     assert Gates().rule(ledger_of(5, [entry(0, 5)], malformed=95), accepted=False).verdict == "held"
 
 
-def test_a_strict_recipe_fails_on_the_first_malformed_line_and_names_it() -> None:
-    gates = Gates.of({"name": "verbatim"})
+@pytest.mark.parametrize("name", ["verbatim", "mine"])
+def test_a_strict_recipe_fails_on_the_first_malformed_line_and_names_it(name: str) -> None:
+    gates = Gates.of({**RECIPES["verbatim"].model_dump(mode="json"), "name": name})
 
     ruling = gates.rule(ledger_of(5, [entry(0, 5)], malformed=1), accepted=True)
 
     assert (ruling.verdict, ruling.code) == ("failed", "invalid_training_file")
     assert ruling.message == "line 0: broken"
+
+
+def test_a_recipe_with_steps_may_lose_records_whatever_it_is_called() -> None:
+    gates = Gates.of({**RECIPES["default"].model_dump(mode="json"), "name": "verbatim"})
+    assert gates.rule(ledger_of(5, [entry(0, 5, kept=4)]), accepted=False).verdict == "ready"
 
 
 def test_each_failed_record_is_counted_under_one_reason() -> None:

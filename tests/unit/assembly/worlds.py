@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,15 +15,18 @@ from tests.unit.assembly.ledgers import accepted, announced, publication, segmen
 from shortstack.assembly.assemble import assemble
 from shortstack.assembly.config import AssemblyConfig
 from shortstack.assembly.controller import DatasetController
+from shortstack.assembly.grpc_service import AssemblyServicer
 from shortstack.assembly.plan import AssembledVersion, AssemblyPlan
 from shortstack.core.clock import FakeClock, SystemClock
 from shortstack.core.telemetry import Telemetry
 from shortstack.messages.v1 import dataset_pb2 as ds
+from shortstack.messages.v1.training_pb2 import JobSnapshot, JobState, TrainingRecord
 from shortstack.storage.blobs import MemoryBlobStore
 from shortstack.streams import topics
 from shortstack.streams.broker import Delivery, Outbound
 from shortstack.streams.envelope import outbound
 from shortstack.streams.memory import MemoryBroker
+from shortstack.streams.state import StateReader, StateWriter
 
 DEADLINE_S = 20
 
@@ -81,6 +85,37 @@ class World:
                 yield controller
             finally:
                 controller.close()
+
+    @contextmanager
+    def serving(self) -> Iterator[AssemblyServicer]:
+        """The service as it runs: a controller that turns in its own thread, and the API before it."""
+        training = StateReader(self.broker, topics.TRAINING_STATE, TrainingRecord)
+        stop = threading.Event()
+
+        def turn(controller: DatasetController) -> None:
+            while not stop.is_set():
+                controller.turn()
+
+        with self.controller() as controller:
+            servicer = AssemblyServicer(controller, self.blobs, training, self._producer, self.clock)
+            thread = threading.Thread(target=turn, args=(controller,))
+            training.start()
+            thread.start()
+            try:
+                yield servicer
+            finally:
+                stop.set()
+                thread.join(DEADLINE_S)
+                training.stop(DEADLINE_S)
+
+    def job(self, made: ds.Publication, state: JobState.ValueType, model: str = "") -> None:
+        """A job on a publication, as the training service knows it."""
+        writer = StateWriter(self.broker, topics.TRAINING_STATE, TrainingRecord, self.clock)
+        writer.open()
+        job = JobSnapshot(job=f"ftjob-{made.dataset}", owner=made.owner, publication=made.publication)
+        job.state, job.model = state, model
+        writer.put(job.job, TrainingRecord(job=job))
+        writer.close()
 
     def command(self, kind: str, made: ds.Publication) -> None:
         command = {"kind": kind, "owner": "default", "publication": made.publication, "attempt": made.attempt}

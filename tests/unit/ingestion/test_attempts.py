@@ -40,6 +40,24 @@ def test_what_is_left_to_do(
     assert decide_retry(found, LATER) == Decision(retry[0], Todo(retry[1]))
 
 
+def test_records_that_failed_are_read_again_when_asked_for() -> None:
+    """What formatting died of may be mended; a dataset that is held for anything else would come out the same."""
+    held = snapshot(pb.DATASET_STATE_HELD)
+    held.counts.failed = 5
+    assert decide_retry(held, LATER) == Decision(3, Todo.EVERYTHING)
+    assert decide_retry(held, THEN) == Decision(2, Todo.NOTHING)
+    assert decide(held, LATER) == Decision(2, Todo.ACCEPT)
+
+
+def test_a_request_between_the_first_and_the_newest_is_carried_out() -> None:
+    """Two requests for a dataset that is ready may be under way at once, each with a wish of its own."""
+    ready = snapshot(pb.DATASET_STATE_READY)
+    ready.opened_at.FromDatetime(THEN)
+    ready.publication.accepted_at.FromDatetime(LATER + timedelta(seconds=1))
+    assert decide(ready, LATER) == Decision(2, Todo.ACCEPT)
+    assert decide(ready, THEN) == Decision(2, Todo.NOTHING)
+
+
 def test_the_first_request_does_everything() -> None:
     assert decide(None, THEN) == Decision(1, Todo.EVERYTHING)
 

@@ -208,6 +208,15 @@ class World:
         self._training.put(f"job/{job}", record)
         self.writes += 1
 
+    def wished_again(self, job: str) -> None:
+        """The job, which has succeeded, was asked for anew."""
+        self.ended(job, tr.JOB_STATE_SUCCEEDED)
+        self.clock.advance(1)
+        record = self._training.latest[f"job/{job}"]
+        record.job.wished_at.FromDatetime(self.clock.now().replace(tzinfo=None))
+        self._training.put(f"job/{job}", record)
+        self.writes += 1
+
     def request(self, **message: Any) -> None:
         """A message on models.requests, a second after the one before."""
         self.clock.advance(1)

@@ -267,22 +267,36 @@ class DeleteDatasetResponse(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     FORGOTTEN_BY_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    PUBLICATIONS_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
     forgotten_by: _builtins.str
     """By when the topics have forgotten it (RFC 3339), and the models that saw it."""
     @_builtins.property
-    def dataset(self) -> _dataset_pb2.DatasetSnapshot: ...
+    def dataset(self) -> _dataset_pb2.DatasetSnapshot:
+        """The newest of what was deleted, or of what is not deleted yet."""
+
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def publications(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The publications that this call deletes; empty where all were deleted before."""
+
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Datasets that it is mixed into and that stay with its text, each "NAME version DIGITS"."""
+
     def __init__(
         self,
         *,
         dataset: _dataset_pb2.DatasetSnapshot | None = ...,
         forgotten_by: _builtins.str = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
+        publications: _abc.Iterable[_builtins.str] | None = ...,
+        copies: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "forgotten_by", b"forgotten_by", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "dataset", b"dataset", "forgotten_by", b"forgotten_by", "models", b"models", "publications", b"publications"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

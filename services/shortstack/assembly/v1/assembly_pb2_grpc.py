@@ -80,7 +80,8 @@ class AssemblyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryDataset(self, request, context):
-        """Sends the batches that are missing again, or opens another attempt of a failed dataset.
+        """Sends the batches that are missing again, or opens another attempt of a dataset that failed, or that is held with
+        records that failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,7 +95,8 @@ class AssemblyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDataset(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Drops the text of every publication of a name, or of one publication. Refused while a job uses it, also by mix-in.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

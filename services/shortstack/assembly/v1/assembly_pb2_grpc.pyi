@@ -37,10 +37,13 @@ class AssemblyServiceStub:
     """Where each record went."""
     ListRejected: _grpc.UnaryUnaryMultiCallable[_assembly_pb2.ListRejectedRequest, _assembly_pb2.ListRejectedResponse]
     RetryDataset: _grpc.UnaryUnaryMultiCallable[_assembly_pb2.RetryDatasetRequest, _assembly_pb2.RetryDatasetResponse]
-    """Sends the batches that are missing again, or opens another attempt of a failed dataset."""
+    """Sends the batches that are missing again, or opens another attempt of a dataset that failed, or that is held with
+    records that failed.
+    """
     AcceptDataset: _grpc.UnaryUnaryMultiCallable[_assembly_pb2.AcceptDatasetRequest, _assembly_pb2.AcceptDatasetResponse]
     """Lets a held dataset through."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_assembly_pb2.DeleteDatasetRequest, _assembly_pb2.DeleteDatasetResponse]
+    """Drops the text of every publication of a name, or of one publication. Refused while a job uses it, also by mix-in."""
 
 @_typing.type_check_only
 class AssemblyServiceAsyncStub(AssemblyServiceStub):
@@ -51,10 +54,13 @@ class AssemblyServiceAsyncStub(AssemblyServiceStub):
     """Where each record went."""
     ListRejected: _aio.UnaryUnaryMultiCallable[_assembly_pb2.ListRejectedRequest, _assembly_pb2.ListRejectedResponse]  # type: ignore[assignment]
     RetryDataset: _aio.UnaryUnaryMultiCallable[_assembly_pb2.RetryDatasetRequest, _assembly_pb2.RetryDatasetResponse]  # type: ignore[assignment]
-    """Sends the batches that are missing again, or opens another attempt of a failed dataset."""
+    """Sends the batches that are missing again, or opens another attempt of a dataset that failed, or that is held with
+    records that failed.
+    """
     AcceptDataset: _aio.UnaryUnaryMultiCallable[_assembly_pb2.AcceptDatasetRequest, _assembly_pb2.AcceptDatasetResponse]  # type: ignore[assignment]
     """Lets a held dataset through."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_assembly_pb2.DeleteDatasetRequest, _assembly_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
+    """Drops the text of every publication of a name, or of one publication. Refused while a job uses it, also by mix-in."""
 
 class AssemblyServiceServicer(metaclass=_abc_1.ABCMeta):
     """The dataset controller: completeness, de-duplication, split, shards, manifest."""
@@ -80,7 +86,9 @@ class AssemblyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _assembly_pb2.RetryDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_assembly_pb2.RetryDatasetResponse, _abc.Awaitable[_assembly_pb2.RetryDatasetResponse]]:
-        """Sends the batches that are missing again, or opens another attempt of a failed dataset."""
+        """Sends the batches that are missing again, or opens another attempt of a dataset that failed, or that is held with
+        records that failed.
+        """
 
     @_abc_1.abstractmethod
     def AcceptDataset(
@@ -95,6 +103,7 @@ class AssemblyServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _assembly_pb2.DeleteDatasetRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_assembly_pb2.DeleteDatasetResponse, _abc.Awaitable[_assembly_pb2.DeleteDatasetResponse]]: ...
+    ) -> _typing.Union[_assembly_pb2.DeleteDatasetResponse, _abc.Awaitable[_assembly_pb2.DeleteDatasetResponse]]:
+        """Drops the text of every publication of a name, or of one publication. Refused while a job uses it, also by mix-in."""
 
 def add_AssemblyServiceServicer_to_server(servicer: AssemblyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

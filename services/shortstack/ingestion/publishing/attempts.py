@@ -1,6 +1,6 @@
 """Which attempt a request belongs to, and what is left to do about it. Pure.
 
-A request is told from its own redelivery by time alone: a publication carries the append time of the request that
+A request is told from its own redelivery by time alone: a snapshot carries the append time of the request that
 opened its attempt. So reading the topic again from its beginning opens nothing.
 """
 
@@ -18,7 +18,6 @@ from shortstack.messages.v1.dataset_pb2 import (
     DATASET_STATE_READY,
     DATASET_STATE_STALLED,
     DatasetSnapshot,
-    Publication,
 )
 
 __all__ = ["Decision", "Todo", "decide", "decide_retry"]
@@ -55,7 +54,7 @@ def decide(snapshot: DatasetSnapshot | None, requested_at: datetime) -> Decision
     if snapshot is None:
         return Decision(1, Todo.EVERYTHING)
     attempt = max(1, snapshot.publication.attempt)
-    again = requested_at <= _opened_at(snapshot.publication)
+    again = requested_at <= _opened_at(snapshot)
     if snapshot.state in _FAILED:
         return Decision(attempt, Todo.NOTHING) if again else Decision(attempt + 1, Todo.EVERYTHING)
     if snapshot.state in _WHOLE:
@@ -64,12 +63,17 @@ def decide(snapshot: DatasetSnapshot | None, requested_at: datetime) -> Decision
 
 
 def decide_retry(snapshot: DatasetSnapshot, requested_at: datetime) -> Decision:
-    """About `datasets retry`: a stalled one gets its batches again, a failed one its next attempt."""
+    """About `datasets retry`: a stalled one gets its batches again; a failed one its next attempt, and so one that is
+    held with records that failed, since whatever they died of may be mended."""
     decision = decide(snapshot, requested_at)
     if snapshot.state == DATASET_STATE_STALLED or snapshot.state in _FAILED:
         return decision
+    if snapshot.state == DATASET_STATE_HELD and snapshot.counts.failed and decision.todo is not Todo.NOTHING:
+        return Decision(decision.attempt + 1, Todo.EVERYTHING)
     return Decision(decision.attempt, Todo.NOTHING)
 
 
-def _opened_at(publication: Publication) -> datetime:
-    return publication.accepted_at.ToDatetime(tzinfo=UTC)
+def _opened_at(snapshot: DatasetSnapshot) -> datetime:
+    """Not the newest request's time: one before it may still be under way, with a wish of its own."""
+    known = snapshot.opened_at if snapshot.HasField("opened_at") else snapshot.publication.accepted_at
+    return known.ToDatetime(tzinfo=UTC)

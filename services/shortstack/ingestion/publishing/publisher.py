@@ -17,11 +17,11 @@ import orjson
 import structlog
 
 from shortstack.core.clock import Clock
-from shortstack.core.errors import Poison, Transient
+from shortstack.core.errors import Conflict, Poison, Transient
 from shortstack.core.failpoints import failpoint
 from shortstack.core.identity import BatchId, publication_id
 from shortstack.core.metrics import Metrics
-from shortstack.declarations.recipe import recipe_object
+from shortstack.declarations.recipe import frozen_recipe, recipe_object
 from shortstack.ingestion.compiling.compile import CompileJob
 from shortstack.ingestion.compiling.process import CompileOrder, RawBatch, SourceDone, SourceOpened, compiling
 from shortstack.ingestion.publishing.attempts import Decision, Todo
@@ -190,7 +190,7 @@ class Publisher:
         publication.CopyFrom(plan.publication)
         publication.attempt = decision.attempt
         if plan.recipe_json:
-            self.blobs.put(recipe_object(publication.recipe_digest), plan.recipe_json)
+            self._freeze(publication.recipe_digest, plan.recipe_json)
         log = self.log.bind(publication=publication.publication, attempt=publication.attempt)
         with outbox(self.new_producer, self.flush_s) as out:
             try:
@@ -204,6 +204,15 @@ class Publisher:
         if decision.todo is Todo.EVERYTHING:
             self.metrics.pinned_bytes.inc(sum(source.bytes for source in publication.sources))
         log.info("published", dataset=publication.dataset, sources=len(publication.sources))
+
+    def _freeze(self, digest: str, recipe_json: bytes) -> None:
+        """Keeps the recipe under its digest. A store may hold it with the name that it once had: that is the same."""
+        key, frozen = recipe_object(digest), frozen_recipe(recipe_json)
+        try:
+            self.blobs.put(key, frozen)
+        except Conflict:
+            if frozen_recipe(self.blobs.get(key)) != frozen:
+                raise
 
     def _compile(
         self,

@@ -546,6 +546,7 @@ class DatasetSnapshot(_message.Message):
     WISHES_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
     MIX_FIELD_NUMBER: _builtins.int
+    OPENED_AT_FIELD_NUMBER: _builtins.int
     state: Global___DatasetState.ValueType
     version: _builtins.str
     """Digest of the output and the key of its manifest, once ready."""
@@ -575,6 +576,12 @@ class DatasetSnapshot(_message.Message):
     def mix(self) -> _containers.RepeatedCompositeFieldContainer[Global___MixedVersion]:
         """What is mixed in, by the recipe's order; fixed once it is there."""
 
+    @_builtins.property
+    def opened_at(self) -> _timestamp_pb2.Timestamp:
+        """Append time of the request that opened this attempt. In a snapshot `publication.accepted_at` is that of the newest
+        request for it: a name stands for what was asked for last.
+        """
+
     def __init__(
         self,
         *,
@@ -594,10 +601,11 @@ class DatasetSnapshot(_message.Message):
         wishes: _abc.Iterable[Global___TrainWish] | None = ...,
         duplicates: _builtins.str = ...,
         mix: _abc.Iterable[Global___MixedVersion] | None = ...,
+        opened_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "publication", b"publication", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "opened_at", b"opened_at", "publication", b"publication", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_operator", b"accepted_by_operator", "announced", b"announced", "code", b"code", "counts", b"counts", "duplicates", b"duplicates", "formatted", b"formatted", "manifest", b"manifest", "message", b"message", "mix", b"mix", "publication", b"publication", "reasons", b"reasons", "remedy", b"remedy", "state", b"state", "updated_at", b"updated_at", "version", b"version", "wishes", b"wishes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_operator", b"accepted_by_operator", "announced", b"announced", "code", b"code", "counts", b"counts", "duplicates", b"duplicates", "formatted", b"formatted", "manifest", b"manifest", "message", b"message", "mix", b"mix", "opened_at", b"opened_at", "publication", b"publication", "reasons", b"reasons", "remedy", b"remedy", "state", b"state", "updated_at", b"updated_at", "version", b"version", "wishes", b"wishes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
