@@ -86,9 +86,12 @@ class IngestionServicer(IngestionServiceServicer):
         return pb.GetDatasetResponse(dataset=found)
 
     def ListDatasets(self, request: pb.ListDatasetsRequest, context: grpc.ServicerContext) -> pb.ListDatasetsResponse:
-        """The newest publication of every dataset of an owner, by name."""
+        """The newest publication of every dataset of an owner, by name; or all of one name, oldest first."""
         self._state.wait_caught_up(_CAUGHT_UP_S)
-        newest = {snapshot.publication.dataset: snapshot for snapshot in self._of(_owner(request.owner))}
+        mine = self._of(_owner(request.owner))
+        if request.dataset:
+            return pb.ListDatasetsResponse(datasets=[s for s in mine if s.publication.dataset == request.dataset])
+        newest = {snapshot.publication.dataset: snapshot for snapshot in mine}
         return pb.ListDatasetsResponse(datasets=[newest[name] for name in sorted(newest)])
 
     def WatchDataset(

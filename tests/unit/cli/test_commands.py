@@ -145,7 +145,8 @@ class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer):
         self._asleep = Event()
 
     def ListDatasets(self, request: ing.ListDatasetsRequest, context: Any) -> ing.ListDatasetsResponse:
-        return ing.ListDatasetsResponse(datasets=self.snapshots)
+        newest = {snapshot.publication.dataset: snapshot for snapshot in self.snapshots}
+        return ing.ListDatasetsResponse(datasets=self.snapshots if request.dataset else newest.values())
 
     def PublishDataset(self, request: ing.PublishDatasetRequest, context: Any) -> ing.PublishDatasetResponse:
         self.snapshots += self.then
@@ -176,13 +177,19 @@ def ingestion() -> Iterator[tuple[Ingestion, str]]:
     server.stop(0).wait()
 
 
+@pytest.mark.parametrize("older", [0, 1, 2, 3])
 def test_a_name_that_was_used_before_shows_what_is_published_now(
-    ingestion: tuple[Ingestion, str], tmp_path: Path
+    ingestion: tuple[Ingestion, str], tmp_path: Path, older: int
 ) -> None:
     servicer, address = ingestion
     (tmp_path / "data.jsonl").write_text("{}\n")
-    servicer.snapshots = [snapshot("old", "0" * 64, ds.DATASET_STATE_READY, 111)]
-    servicer.then = [snapshot("new", "1" * 64, ds.DATASET_STATE_FAILED, 222)]
+    servicer.snapshots = [snapshot(f"old{n}", f"{n}" * 64, ds.DATASET_STATE_READY, 111) for n in range(older)]
+    still_under_way = snapshot("old9", "9" * 64, ds.DATASET_STATE_FORMATTING, 0)
+    servicer.snapshots.insert(0, still_under_way)
+    servicer.then = [
+        snapshot("old9", "9" * 64, ds.DATASET_STATE_READY, 111),
+        snapshot("new", "a" * 64, ds.DATASET_STATE_FAILED, 222),
+    ]
     said = CliRunner().invoke(
         app,
         ["datasets", "publish", str(tmp_path / "data.jsonl"), "--name", "n"],
