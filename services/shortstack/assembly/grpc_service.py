@@ -154,7 +154,8 @@ class AssemblyServicer(AssemblyServiceServicer):
             raise NotFound(
                 f'no dataset "{dataset}"', remedy=did_you_mean(dataset, {s.publication.dataset for s in mine})
             )
-        return max(named, key=lambda s: (s.publication.accepted_at.seconds, s.publication.accepted_at.nanos))
+        # Refused requests were never accepted: they are older than all that was, and their time is that of the refusal.
+        return max(named, key=lambda s: (s.publication.accepted_at.ToNanoseconds(), s.updated_at.ToNanoseconds()))
 
     def _command(self, kind: str, snapshot: DatasetSnapshot, met: Callable[[DatasetSnapshot], bool]) -> DatasetSnapshot:
         """Sends a command and waits a little for its effect; the snapshot as it then stands."""

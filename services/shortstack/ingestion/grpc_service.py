@@ -121,13 +121,19 @@ class IngestionServicer(IngestionServiceServicer):
     def _of(self, owner: str) -> list[DatasetSnapshot]:
         """An owner's publications, oldest first."""
         mine = [snapshot for snapshot in self._state.values() if snapshot.publication.owner == owner]
-        return sorted(mine, key=lambda s: (s.publication.accepted_at.ToNanoseconds(), s.publication.publication))
+        return sorted(mine, key=_age)
 
     def _find(self, owner: str, dataset: str) -> DatasetSnapshot | None:
         for snapshot in reversed(self._of(owner)):
             if dataset in (snapshot.publication.dataset, snapshot.publication.publication):
                 return snapshot
         return None
+
+
+def _age(snapshot: DatasetSnapshot) -> tuple[int, int, str]:
+    """What was never accepted, a refused request for one, is older than all that was."""
+    publication = snapshot.publication
+    return publication.accepted_at.ToNanoseconds(), snapshot.updated_at.ToNanoseconds(), publication.publication
 
 
 def _owner(given: str) -> str:

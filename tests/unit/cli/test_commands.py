@@ -200,6 +200,25 @@ def test_a_name_that_was_used_before_shows_what_is_published_now(
     assert said.exit_code == 1
 
 
+def test_a_request_that_is_refused_after_its_check_ends_with_reason_and_remedy(
+    ingestion: tuple[Ingestion, str], tmp_path: Path
+) -> None:
+    servicer, address = ingestion
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    servicer.snapshots = [snapshot("old", "0" * 64, ds.DATASET_STATE_READY, 111)]
+    refused = ds.DatasetSnapshot(state=ds.DATASET_STATE_FAILED, message="it is too large", remedy="Cut it in two.")
+    refused.publication.publication, refused.publication.dataset = "refused", "n"
+    servicer.then = [refused]
+    said = CliRunner().invoke(
+        app,
+        ["datasets", "publish", str(tmp_path / "data.jsonl"), "--name", "n"],
+        env={"SHORTSTACK_INGESTION_ADDRESS": address, "SHORTSTACK_VAR": str(tmp_path)},
+    )
+    assert said.exit_code == 1
+    assert "it is too large" in said.stdout
+    assert "Cut it in two." in said.stdout
+
+
 def test_the_same_again_says_so_and_ends(
     ingestion: tuple[Ingestion, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
