@@ -15,7 +15,7 @@ from shortstack.assembly.v1 import assembly_pb2 as pb
 from shortstack.assembly.v1.assembly_pb2_grpc import AssemblyServiceServicer
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Conflict, NotFound, did_you_mean
-from shortstack.core.identity import DEFAULT_OWNER
+from shortstack.core.identity import DEFAULT_OWNER, begun_by
 from shortstack.messages.v1.dataset_pb2 import (
     DATASET_STATE_DELETED,
     DATASET_STATE_FAILED,
@@ -147,9 +147,12 @@ class AssemblyServicer(AssemblyServiceServicer):
         return [r.job for r in records if r.WhichOneof("record") == "job" and r.job.publication == publication]
 
     def _find(self, owner: str, dataset: str) -> DatasetSnapshot:
-        """The newest publication of that name, or the one whose id begins so."""
+        """The newest publication of that name, or the one whose id is that, or alone begins so."""
         mine = [s for s in self._controller.snapshots().values() if s.publication.owner == (owner or DEFAULT_OWNER)]
         named = [s for s in mine if dataset in (s.publication.dataset, s.publication.publication)]
+        if not named:
+            whole = begun_by(dataset, (s.publication.publication for s in mine), param="dataset")
+            named = [s for s in mine if s.publication.publication == whole]
         if not named:
             raise NotFound(
                 f'no dataset "{dataset}"', remedy=did_you_mean(dataset, {s.publication.dataset for s in mine})

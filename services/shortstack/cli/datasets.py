@@ -30,7 +30,7 @@ _ENDED = (ds.DATASET_STATE_READY, ds.DATASET_STATE_HELD, ds.DATASET_STATE_FAILED
 _FAILED = 1
 _NEWS_S = 10.0
 """A repeated publication is recognised by ingestion in about the time that its files take to be hashed."""
-Name = Annotated[str, typer.Argument(help="Dataset name, or publication id.")]
+Name = Annotated[str, typer.Argument(help="Dataset name, or publication id (its first 8 digits will do).")]
 
 
 def state_name(state: ds.DatasetState.ValueType) -> str:
@@ -51,8 +51,8 @@ def dataset_row(snapshot: ds.DatasetSnapshot) -> dict[str, Any]:
         "duplicates": counts.duplicates,
         "failed": counts.failed,
         "written": counts.written,
-        "version": snapshot.version[:12],
-        "publication": snapshot.publication.publication[:12],
+        "version": snapshot.version,
+        "publication": snapshot.publication.publication,
         "attempt": snapshot.publication.attempt,
         "accepted_at": snapshot.publication.accepted_at.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds"),
         "message": snapshot.message,
@@ -217,7 +217,7 @@ def list_(as_json: Json = False) -> None:
     answer = connection.ingestion.ListDatasets(ing.ListDatasetsRequest(owner=connection.owner), timeout=30)
     rows = sorted((dataset_row(d) for d in answer.datasets), key=lambda row: row["accepted_at"], reverse=True)
     columns = ["dataset", "state", "in", "kept", "rejected", "duplicates", "failed", "written", "version"]
-    columns = [*columns, "message"] if any(row["message"] for row in rows) else columns
+    columns += ["publication", *(["message"] if any(row["message"] for row in rows) else [])]
     empty = "No datasets. Publish one with: shortstack datasets publish FILE --name N"
     show(rows, columns, as_json=as_json, empty=empty)
 

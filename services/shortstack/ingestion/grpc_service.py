@@ -9,7 +9,7 @@ import grpc
 
 from shortstack.core.clock import Clock
 from shortstack.core.errors import NotFound, did_you_mean
-from shortstack.core.identity import DEFAULT_OWNER, check_name
+from shortstack.core.identity import DEFAULT_OWNER, begun_by, check_name
 from shortstack.ingestion.preview import Previewer
 from shortstack.ingestion.publishing.requests import Requests
 from shortstack.ingestion.v1 import ingestion_pb2 as pb
@@ -69,7 +69,7 @@ class IngestionServicer(IngestionServiceServicer):
         )
 
     def GetDataset(self, request: pb.GetDatasetRequest, context: grpc.ServicerContext) -> pb.GetDatasetResponse:
-        """The newest publication of a dataset, or a publication by its id."""
+        """The newest publication of a dataset, or a publication by its id or how that alone begins."""
         owner = _owner(request.owner)
         found = self._find(owner, request.dataset)
         if found is None:
@@ -124,10 +124,12 @@ class IngestionServicer(IngestionServiceServicer):
         return sorted(mine, key=_age)
 
     def _find(self, owner: str, dataset: str) -> DatasetSnapshot | None:
-        for snapshot in reversed(self._of(owner)):
+        mine = self._of(owner)
+        for snapshot in reversed(mine):
             if dataset in (snapshot.publication.dataset, snapshot.publication.publication):
                 return snapshot
-        return None
+        whole = begun_by(dataset, (snapshot.publication.publication for snapshot in mine), param="dataset")
+        return next((snapshot for snapshot in mine if snapshot.publication.publication == whole), None)
 
 
 def _age(snapshot: DatasetSnapshot) -> tuple[int, int, str]:

@@ -52,7 +52,7 @@ def test_a_dataset_is_published_found_listed_and_watched(stack: Any, address: st
         stack.until(lambda: bool(stack.announced()))
         (publication,) = stack.accepted()
         stack.set_state(publication, DATASET_STATE_READY)
-        for name in ("pairs", publication.publication):
+        for name in ("pairs", publication.publication, publication.publication[:12]):
             found = api.GetDataset(ingestion.GetDatasetRequest(dataset=name))
             assert found.dataset.state == DATASET_STATE_READY
         listed = api.ListDatasets(ingestion.ListDatasetsRequest()).datasets

@@ -200,6 +200,17 @@ def test_a_name_that_was_used_before_shows_what_is_published_now(
     assert said.exit_code == 1
 
 
+def test_ids_are_whole_for_programs_and_begin_so_for_people(ingestion: tuple[Ingestion, str]) -> None:
+    servicer, address = ingestion
+    servicer.snapshots = [snapshot("p" * 32, "0" * 64, ds.DATASET_STATE_READY, 1)]
+    servicer.snapshots[0].version = "v" * 32
+    environment = {"SHORTSTACK_INGESTION_ADDRESS": address}
+    [row] = json.loads(CliRunner().invoke(app, ["datasets", "list", "--json"], env=environment).stdout)
+    assert (row["publication"], row["version"]) == ("p" * 32, "v" * 32)
+    shown = CliRunner().invoke(app, ["datasets", "list"], env=environment).stdout.split()
+    assert {"p" * 12, "v" * 12} <= set(shown)
+
+
 def test_a_request_that_is_refused_after_its_check_ends_with_reason_and_remedy(
     ingestion: tuple[Ingestion, str], tmp_path: Path
 ) -> None:
