@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.e2e.stack import BASE, SOON_S, Stack
 
+from shortstack.declarations.publication import REFUSED
 from shortstack.messages.v1 import dataset_pb2 as ds
 from shortstack.messages.v1 import training_pb2 as tr
 
@@ -111,7 +112,8 @@ def test_what_cannot_be_done_is_refused_at_publication(
     assert remedy in said, said
     headers = letter(stack, stack.publish(message, "mistaken"))
     assert remedy in headers["dlq-message"] + headers["dlq-remedy"]
-    assert stack.dataset("mistaken") is None
+    shown = stack.dataset("mistaken")  # none where nothing but the message's JSON could be read
+    assert shown is None or (shown.state, shown.code) == (ds.DATASET_STATE_FAILED, REFUSED)
 
 
 @pytest.mark.parametrize("uri", ["/etc/passwd", "file:///etc/passwd", "../../README.md", "s3://bucket/x.jsonl"])

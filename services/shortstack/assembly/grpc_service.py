@@ -17,7 +17,7 @@ from shortstack.assembly.v1 import assembly_pb2 as pb
 from shortstack.assembly.v1.assembly_pb2_grpc import AssemblyServiceServicer
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Conflict, NotFound, did_you_mean
-from shortstack.core.identity import DEFAULT_OWNER
+from shortstack.core.identity import DEFAULT_OWNER, begun_by
 from shortstack.messages.v1.dataset_pb2 import (
     DATASET_STATE_DELETED,
     DATASET_STATE_FAILED,
@@ -142,13 +142,16 @@ class AssemblyServicer(AssemblyServiceServicer):
         return [job for job in jobs if job.owner == (owner or DEFAULT_OWNER)]
 
     def _named(self, owner: str, dataset: str) -> tuple[list[DatasetSnapshot], list[DatasetSnapshot]]:
-        """An owner's publications, and those of them that a name or a publication id stands for.
+        """An owner's publications, and those of them that a name, a publication's id or its beginning stands for.
 
         Raises:
             NotFound: it stands for none.
         """
         mine = [s for s in self._controller.snapshots().values() if s.publication.owner == (owner or DEFAULT_OWNER)]
         named = [s for s in mine if dataset in (s.publication.dataset, s.publication.publication)]
+        if not named:
+            whole = begun_by(dataset, (s.publication.publication for s in mine), param="dataset")
+            named = [s for s in mine if s.publication.publication == whole]
         if not named:
             raise NotFound(
                 f'no dataset "{dataset}"', remedy=did_you_mean(dataset, {s.publication.dataset for s in mine})
@@ -183,4 +186,5 @@ class AssemblyServicer(AssemblyServiceServicer):
 
 
 def _newest(snapshots: Sequence[DatasetSnapshot]) -> DatasetSnapshot:
-    return max(snapshots, key=lambda s: s.publication.accepted_at.ToNanoseconds())
+    # Refused requests were never accepted: they are older than all that was, and their time is that of the refusal.
+    return max(snapshots, key=lambda s: (s.publication.accepted_at.ToNanoseconds(), s.updated_at.ToNanoseconds()))

@@ -30,7 +30,7 @@ _ENDED = (ds.DATASET_STATE_READY, ds.DATASET_STATE_HELD, ds.DATASET_STATE_FAILED
 _FAILED = 1
 _NEWS_S = 10.0
 """A repeated publication is recognised by ingestion in about the time that its files take to be hashed."""
-Name = Annotated[str, typer.Argument(help="Dataset name, or publication id.")]
+Name = Annotated[str, typer.Argument(help="Dataset name, or publication id (its first 8 digits will do).")]
 
 
 def state_name(state: ds.DatasetState.ValueType) -> str:
@@ -51,8 +51,8 @@ def dataset_row(snapshot: ds.DatasetSnapshot) -> dict[str, Any]:
         "duplicates": counts.duplicates,
         "failed": counts.failed,
         "written": counts.written,
-        "version": snapshot.version[:12],
-        "publication": snapshot.publication.publication[:12],
+        "version": snapshot.version,
+        "publication": snapshot.publication.publication,
         "attempt": snapshot.publication.attempt,
         "accepted_at": snapshot.publication.accepted_at.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds"),
         "message": snapshot.message,
@@ -128,13 +128,14 @@ def _end_with(ended: ds.DatasetSnapshot) -> None:
 
 def known_publications(connection: Connection, name: str) -> dict[str, ds.DatasetSnapshot]:
     """What there is of a dataset's name by publication, to be told apart from what comes after it."""
-    answer = connection.ingestion.ListDatasets(ing.ListDatasetsRequest(owner=connection.owner), timeout=30)
+    request = ing.ListDatasetsRequest(owner=connection.owner, dataset=name)
+    answer = connection.ingestion.ListDatasets(request, timeout=30)
     named = (found for found in answer.datasets if found.publication.dataset == name)
     return {found.publication.publication: found for found in named}
 
 
 def watch_dataset(
-    connection: Connection, name: str, known: Mapping[str, ds.DatasetSnapshot], sources: Sequence[str] = ()
+    connection: Connection, name: str, known: Mapping[str, ds.DatasetSnapshot], sources: Sequence[str]
 ) -> ds.DatasetSnapshot:
     """Shows records and rate until the dataset that was just published has an end; the snapshot as it then stands.
 
@@ -145,8 +146,8 @@ def watch_dataset(
         sources: sha256 of the files that were published. Where an older publication has just these, it may be the
             same one, of which nothing new will be heard.
     """
-    same = [old for old in known.values() if [s.sha256 for s in old.publication.sources] == list(sources)]
-    if same and not _is_news(connection, name, known):
+    same = [old for old in known.values() if _sources(old) == list(sources)]
+    if same and not _is_news(connection, name, known, sources):
         errors().print("Nothing is new: this was published before, with the same settings.")
         return max(same, key=lambda old: old.publication.accepted_at.ToNanoseconds())
     request = ing.WatchDatasetRequest(owner=connection.owner, dataset=name)
@@ -154,7 +155,7 @@ def watch_dataset(
         task = progress.add_task(name, total=None, of="?", rate="")
         for answer in connection.ingestion.WatchDataset(request):
             snapshot = answer.dataset
-            if snapshot == known.get(snapshot.publication.publication):
+            if not _differs(snapshot, known, sources):
                 continue
             speed = progress.tasks[task].speed
             progress.update(
@@ -181,12 +182,27 @@ def _bars() -> Progress:
     return Progress(*columns, console=errors(), transient=False)
 
 
-def _is_news(connection: Connection, name: str, known: Mapping[str, ds.DatasetSnapshot]) -> bool:
+def _sources(snapshot: ds.DatasetSnapshot) -> list[str]:
+    return [source.sha256 for source in snapshot.publication.sources]
+
+
+def _differs(snapshot: ds.DatasetSnapshot, known: Mapping[str, ds.DatasetSnapshot], sources: Sequence[str]) -> bool:
+    """Whether it may be what was just published: new, or known with these very sources and changed since.
+
+    An older publication of the same name may still be under way, and end in the meantime.
+    """
+    old = known.get(snapshot.publication.publication)
+    return old is None or (snapshot != old and _sources(old) == list(sources))
+
+
+def _is_news(
+    connection: Connection, name: str, known: Mapping[str, ds.DatasetSnapshot], sources: Sequence[str]
+) -> bool:
     """Whether anything of ``name`` comes to differ from ``known`` soon."""
     request = ing.WatchDatasetRequest(owner=connection.owner, dataset=name)
     try:
         for answer in connection.ingestion.WatchDataset(request, timeout=_NEWS_S):
-            if answer.dataset != known.get(answer.dataset.publication.publication):
+            if _differs(answer.dataset, known, sources):
                 return True
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -201,7 +217,7 @@ def list_(as_json: Json = False) -> None:
     answer = connection.ingestion.ListDatasets(ing.ListDatasetsRequest(owner=connection.owner), timeout=30)
     rows = sorted((dataset_row(d) for d in answer.datasets), key=lambda row: row["accepted_at"], reverse=True)
     columns = ["dataset", "state", "in", "kept", "rejected", "duplicates", "failed", "written", "version"]
-    columns = [*columns, "message"] if any(row["message"] for row in rows) else columns
+    columns += ["publication", *(["message"] if any(row["message"] for row in rows) else [])]
     empty = "No datasets. Publish one with: shortstack datasets publish FILE --name N"
     show(rows, columns, as_json=as_json, empty=empty)
 

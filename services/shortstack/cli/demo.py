@@ -33,7 +33,7 @@ from shortstack.core.digest import file_sha256
 from shortstack.core.errors import Fatal, NotFound, Transient
 from shortstack.ingestion.v1 import ingestion_pb2 as ing
 from shortstack.local.settings import LocalSettings
-from shortstack.local.stack import kept_up, status
+from shortstack.local.stack import kept_up, resident_mb
 from shortstack.messages.v1 import dataset_pb2 as ds
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.serving.v1 import serving_pb2 as srv
@@ -55,7 +55,7 @@ def add_to(app: typer.Typer) -> None:
 
 @dataclass(slots=True)
 class _PeakMemory:
-    """Highest sum of the resident memory of all processes of the stack, in MiB, sampled every second."""
+    """Highest sum of the resident memory of the stack's processes and of this one, in MiB, sampled every second."""
 
     settings: LocalSettings
     peak_mb: float = 0.0
@@ -69,8 +69,10 @@ class _PeakMemory:
         return self.peak_mb
 
     def _sample(self) -> None:
-        while not self._ended.wait(_SAMPLE_S):
-            self.peak_mb = max(self.peak_mb, sum(line.rss_mb for line in status(self.settings)))
+        while True:
+            self.peak_mb = max(self.peak_mb, resident_mb(self.settings))
+            if self._ended.wait(_SAMPLE_S):
+                return
 
 
 def demo(
@@ -80,12 +82,15 @@ def demo(
     started = time.monotonic()
     settings = LocalSettings()
     folder = _example_folder()
+    memory = _PeakMemory(settings)
+    memory.start()
     with _interrupted_once(), kept_up(settings, _say) as ours:
         if not ours:
             errors().print("The stack was up already; it is left running at the end.")
         connection = Connection.open()
         with gateway_faults(connection):
-            _run(settings, connection, folder, started)
+            _run(connection, folder, started, memory)
+        memory.stop()
         if ours and sys.stdout.isatty() and not exit_:
             console().print("Serving until Ctrl-C. In another terminal: .venv/bin/shortstack chat")
             _wait_for_interrupt()
@@ -97,8 +102,8 @@ def _say(line: str) -> None:
         errors().print(line, style="dim", markup=False, highlight=False)
 
 
-def _run(settings: LocalSettings, connection: Connection, folder: Path, started: float) -> None:
-    api = client(connection)
+def _run(connection: Connection, folder: Path, started: float, memory: _PeakMemory) -> None:
+    settings, api = memory.settings, client(connection)
     publication: dict[str, Any] = json.loads((folder / "publication.json").read_text())
     questions = [entry["question"] for entry in json.loads((folder / "questions.json").read_text())["questions"]]
     alias, summary_file = publication["deploy"]["alias"], settings.root / "summary.json"
@@ -109,8 +114,6 @@ def _run(settings: LocalSettings, connection: Connection, folder: Path, started:
         summary = json.loads(summary_file.read_text())
         _show(settings, connection, summary, alias)
         return
-    memory = _PeakMemory(settings)
-    memory.start()
     _await_model(api, base)
     before = [ask(api, base, question) for question in questions]
     snapshot = _publish(connection, folder, publication)

@@ -44,7 +44,7 @@ def list_(as_json: Json = False) -> None:
 
 @app.command()
 def deploy(
-    run: Annotated[str, typer.Argument(help="Run id of a run that succeeded.")],
+    run: Annotated[str, typer.Argument(help="Id of a run that succeeded; its first 8 digits will do.")],
     suffix: Annotated[str, typer.Option(help="Part of the model's name.")] = "model",
     alias: Annotated[str, typer.Option(help="Alias that moves to it.")] = "",
 ) -> None:

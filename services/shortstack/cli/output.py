@@ -14,6 +14,10 @@ from rich.text import Text
 
 __all__ = ["Json", "console", "errors", "shorten", "show"]
 
+_IDS = ("publication", "run", "version")
+"""Columns of which a table shows as much as commands need to tell one from another; JSON has all."""
+_ID_WIDTH = 12
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 """The option of every command that lists."""
 
@@ -71,6 +75,7 @@ def _cell(column: str, value: Any) -> Text:
     if value is None or isinstance(value, bool):
         value = {None: "", True: "yes", False: "no"}[value]
     text = f"{value:,}" if isinstance(value, int) else str(value)
+    text = text[:_ID_WIDTH] if column in _IDS else text
     return Text(text, style=_STATES.get(text, "") if column == "state" else "")
 
 

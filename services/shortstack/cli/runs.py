@@ -29,7 +29,7 @@ _COUNT_S = 620.0
 """Counting tokens may take five minutes, and another's count may come first."""
 _AWAY_S = 300.0
 """How long a watched job may be without its service."""
-Id = Annotated[str, typer.Argument(help="Job id (ftjob-…) or run id.")]
+Id = Annotated[str, typer.Argument(help="Job id (ftjob-…) or run id; its first 8 characters will do.")]
 
 
 def job_state(state: tr.JobState.ValueType) -> str:
@@ -53,7 +53,7 @@ def job_row(found: pb.GetRunResponse) -> dict[str, Any]:
         "loss": round(run.loss, 3) if run.step else "",
         "attempt": run.attempt,
         "model": job.model,
-        "run": run.run[:12],
+        "run": run.run,
         "created_at": job.created_at.ToDatetime(tzinfo=UTC).isoformat(timespec="seconds"),
         "error": job.error or run.message,
     }
@@ -67,7 +67,7 @@ def list_(
     connection = Connection.open()
     answer = connection.training.ListRuns(pb.ListRunsRequest(owner=connection.owner, limit=limit), timeout=30)
     rows = [job_row(found) for found in answer.runs]
-    columns = ["job", "state", "dataset", "step", "loss", "attempt", "model", "created_at", "error"]
+    columns = ["job", "state", "dataset", "step", "loss", "attempt", "model", "run", "created_at", "error"]
     show(rows, columns, as_json=as_json, empty="No jobs. Publish a dataset with --train to open one.")
 
 

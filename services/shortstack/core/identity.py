@@ -6,7 +6,7 @@ A request is a publication, a try is an attempt. Topic, partition and offset are
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_OWNER",
     "NAME",
     "BatchId",
+    "begun_by",
     "check_name",
     "job_id",
     "model_name",
@@ -44,6 +45,27 @@ def check_name(value: str, *, param: str) -> str:
             param=param,
         )
     return value
+
+
+_BEGINNING: Final = 8
+"""Characters of an id that stand for it, at least; a mistyped name of fewer is not to be taken for one."""
+
+
+def begun_by(given: str, ids: Iterable[str], *, param: str) -> str | None:
+    """The one id that is ``given`` or begins with it, from 8 characters on; None if there is none.
+
+    Raises:
+        Invalid: several begin with it.
+    """
+    known = set(ids)
+    if given in known:
+        return given
+    found = sorted(one for one in known if one.startswith(given)) if len(given) >= _BEGINNING else []
+    if len(found) > 1:
+        raise Invalid(
+            f'{len(found)} ids begin with "{given}"', remedy=f"Give more of it: {', '.join(found[:3])}.", param=param
+        )
+    return found[0] if found else None
 
 
 def publication_id(owner: str, dataset: str, sources: Sequence[str], recipe_digest: str) -> str:

@@ -15,6 +15,7 @@ from shortstack.declarations.strict import invalid_from
 __all__ = [
     "FAMILIES",
     "FILE_FORMATS",
+    "REFUSED",
     "AnyMessage",
     "CompleteMessage",
     "PartMessage",
@@ -32,6 +33,9 @@ FAMILIES: Final = ("alpaca", "h2ogpt", "messages", "prompt_completion", "sharegp
 
 FILE_FORMATS: Final = ("csv", "json", "jsonl", "parquet", "tsv")
 """What a file is; detected by its first bytes and its name unless ``source.file_format`` names one."""
+
+REFUSED: Final = "publication_refused"
+"""Code of the failure of a request that was set aside: what else there is of its dataset stands as before."""
 
 COLUMNS_ALIAS: Final = "data_col_dict"
 """Another name of ``columns``: that of h2oGPT's fine-tuning."""

@@ -9,7 +9,7 @@ import grpc
 
 from shortstack.core.clock import Clock
 from shortstack.core.errors import NotFound, did_you_mean
-from shortstack.core.identity import DEFAULT_OWNER, check_name
+from shortstack.core.identity import DEFAULT_OWNER, begun_by, check_name
 from shortstack.ingestion.preview import Previewer
 from shortstack.ingestion.publishing.requests import Requests
 from shortstack.ingestion.v1 import ingestion_pb2 as pb
@@ -69,7 +69,7 @@ class IngestionServicer(IngestionServiceServicer):
         )
 
     def GetDataset(self, request: pb.GetDatasetRequest, context: grpc.ServicerContext) -> pb.GetDatasetResponse:
-        """The newest publication of a dataset, or a publication by its id."""
+        """The newest publication of a dataset, or a publication by its id or how that alone begins."""
         owner = _owner(request.owner)
         found = self._find(owner, request.dataset)
         if found is None:
@@ -86,9 +86,12 @@ class IngestionServicer(IngestionServiceServicer):
         return pb.GetDatasetResponse(dataset=found)
 
     def ListDatasets(self, request: pb.ListDatasetsRequest, context: grpc.ServicerContext) -> pb.ListDatasetsResponse:
-        """The newest publication of every dataset of an owner, by name."""
+        """The newest publication of every dataset of an owner, by name; or all of one name, oldest first."""
         self._state.wait_caught_up(_CAUGHT_UP_S)
-        newest = {snapshot.publication.dataset: snapshot for snapshot in self._of(_owner(request.owner))}
+        mine = self._of(_owner(request.owner))
+        if request.dataset:
+            return pb.ListDatasetsResponse(datasets=[s for s in mine if s.publication.dataset == request.dataset])
+        newest = {snapshot.publication.dataset: snapshot for snapshot in mine}
         return pb.ListDatasetsResponse(datasets=[newest[name] for name in sorted(newest)])
 
     def WatchDataset(
@@ -118,13 +121,21 @@ class IngestionServicer(IngestionServiceServicer):
     def _of(self, owner: str) -> list[DatasetSnapshot]:
         """An owner's publications, oldest first."""
         mine = [snapshot for snapshot in self._state.values() if snapshot.publication.owner == owner]
-        return sorted(mine, key=lambda s: (s.publication.accepted_at.ToNanoseconds(), s.publication.publication))
+        return sorted(mine, key=_age)
 
     def _find(self, owner: str, dataset: str) -> DatasetSnapshot | None:
-        for snapshot in reversed(self._of(owner)):
+        mine = self._of(owner)
+        for snapshot in reversed(mine):
             if dataset in (snapshot.publication.dataset, snapshot.publication.publication):
                 return snapshot
-        return None
+        whole = begun_by(dataset, (snapshot.publication.publication for snapshot in mine), param="dataset")
+        return next((snapshot for snapshot in mine if snapshot.publication.publication == whole), None)
+
+
+def _age(snapshot: DatasetSnapshot) -> tuple[int, int, str]:
+    """What was never accepted, a refused request for one, is older than all that was."""
+    publication = snapshot.publication
+    return publication.accepted_at.ToNanoseconds(), snapshot.updated_at.ToNanoseconds(), publication.publication
 
 
 def _owner(given: str) -> str:

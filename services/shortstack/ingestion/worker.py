@@ -25,6 +25,7 @@ from shortstack.core.lifecycle import Background
 from shortstack.core.telemetry import Telemetry
 from shortstack.core.tracing import TRACEPARENT, span
 from shortstack.ingestion.publishing.publisher import Abandoned, Publisher
+from shortstack.ingestion.publishing.refusals import refusal
 from shortstack.ingestion.publishing.requests import Requests
 from shortstack.streams.attempts import Attempts, require_readable
 from shortstack.streams.broker import Broker, Consumer, Delivery, Partition, Producer
@@ -74,7 +75,7 @@ class IngestionWorker(Background):
         topics: ingest topics; the owner of a message is its topic's.
         requests: what a message means.
         publisher: carries it out.
-        producer: for dead letters.
+        producer: for dead letters, and what the state is told of them.
         workers: publications under way at most.
     """
 
@@ -276,9 +277,11 @@ class IngestionWorker(Background):
 
     def _set_aside(self, delivery: Delivery, error: Poison, attempts: int) -> None:
         letter = dead_letter(delivery, error, attempts, group=GROUP, clock=self._clock)
-        sent = self._producer.send(letter)
+        event = refusal(delivery, error, attempts, self._clock)
+        sent = [self._producer.send(message) for message in (event, letter) if message is not None]
         self._producer.flush(_FLUSH_S)
-        sent.result(0)  # a flush tells a failure once, and another thread may have heard it
+        for one in sent:
+            one.result(0)  # a flush tells a failure once, and another thread may have heard it
         self._telemetry.log.warning("set aside", place=delivery.place, error=str(error), kind=type(error).__name__)
         self._telemetry.metrics.dead_letters.labels(letter.topic).inc()
         self._telemetry.metrics.publications.labels("refused").inc()

@@ -21,7 +21,7 @@ from shortstack.local.services import SERVICES
 from shortstack.local.settings import LocalSettings
 from shortstack.local.supervisor import FAILED, SUPERVISOR
 
-__all__ = ["ServiceStatus", "down", "is_up", "kept_up", "status", "up"]
+__all__ = ["ServiceStatus", "down", "is_up", "kept_up", "resident_mb", "status", "up"]
 
 _POLL_S: Final = 0.1
 _BYTES_NEEDED: Final = 16 * 2**20
@@ -157,6 +157,17 @@ def status(settings: LocalSettings) -> list[ServiceStatus]:
     """One line for the supervisor, the broker (unless an external one is named) and each service."""
     names = [SUPERVISOR, *([] if settings.kafka_bootstrap else ["kafka"]), *SERVICES]
     return [_line(settings, name) for name in names]
+
+
+def resident_mb(settings: LocalSettings) -> float:
+    """Resident memory in MiB of the stack and of this process, each with its children, and each counted once.
+
+    A stack that this process started is among its children, from before its first line in `status`.
+    """
+    this = psutil.Process()
+    family = {this.pid, *(child.pid for child in this.children(recursive=True))}
+    beside = sum(line.rss_mb for line in status(settings) if line.pid is not None and line.pid not in family)
+    return resident_bytes(this) / 2**20 + beside
 
 
 def _line(settings: LocalSettings, name: str) -> ServiceStatus:

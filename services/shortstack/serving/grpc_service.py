@@ -10,7 +10,8 @@ import orjson
 
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Conflict, NotFound, Transient
-from shortstack.core.identity import DEFAULT_OWNER, model_name
+from shortstack.core.identity import DEFAULT_OWNER, begun_by, model_name
+from shortstack.declarations.deploy import DeployWish
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.serving.controller import ServingController
@@ -50,15 +51,21 @@ class ServingServicer(ServingServiceServicer):
         self._start_s, self._effect_s = start_s, effect_s
 
     def DeployModel(self, request: pb.DeployModelRequest, context: grpc.ServicerContext) -> pb.DeployModelResponse:
-        """Serves the model of a run that succeeded; answers as soon as it is known under its name."""
+        """Serves the model of a run that succeeded; answers as soon as it is known under its name.
+
+        A run of the owner's may be named by how its id alone begins.
+        """
         self._controller.require_turned(self._start_s)
         owner = request.owner or DEFAULT_OWNER
-        run = self._controller.runs().get(request.run)
+        wish = DeployWish.parse({"suffix": request.suffix or None, "alias": request.alias or None})
+        runs = self._controller.runs()
+        mine = (known for known, run in runs.items() if run.owner == owner)
+        run = runs.get(request.run) or runs.get(begun_by(request.run, mine, param="run") or "")
         if run is None:
             raise NotFound(f'no run "{request.run}"', remedy="See: shortstack runs list", param="run")
         if run.state != tr.RUN_STATE_SUCCEEDED:
             raise Conflict(f'run "{request.run}" has not succeeded', remedy="Wait until it has.", param="run")
-        name = model_name(run.base_model, owner, request.suffix or "model", run.export.digest)
+        name = model_name(run.base_model, owner, wish.suffix or "model", run.export.digest)
         message = {"kind": "deploy", "owner": owner, "run": run.run, "model": name, "alias": request.alias}
         self._send(name, message)
         self._effective(lambda shown: f"model/{name}" in shown, f'model "{name}"')

@@ -20,6 +20,7 @@ from shortstack.core.errors import Poison, Transient, did_you_mean
 from shortstack.core.failpoints import failpoint
 from shortstack.core.telemetry import Telemetry
 from shortstack.declarations.base_models import BaseModels
+from shortstack.declarations.publication import REFUSED
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.messages.v1.dataset_pb2 import DATASET_STATE_READY, DatasetSnapshot
 from shortstack.messages.v1.serving_pb2 import ModelRecord
@@ -263,6 +264,8 @@ class TrainingController:
         if job.publication:
             return next((s for s in snapshots if s.publication.publication == job.publication), None)
         named = [s for s in snapshots if s.publication.owner == job.owner and s.publication.dataset == job.dataset]
+        # A request that was refused stands for no name: the job of that name waits for the next, mended one.
+        named = [s for s in named if s.code != REFUSED or s.publication.job == job.job]
         ranks = [(s.publication.job == job.job, s.state == DATASET_STATE_READY) for s in named]
         accepted = [s.publication.accepted_at.ToNanoseconds() for s in named]
         return max(zip(ranks, accepted, named, strict=True), key=lambda found: found[:2], default=(None, None, None))[2]

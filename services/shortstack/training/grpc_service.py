@@ -14,7 +14,7 @@ import orjson
 
 from shortstack.core.clock import Clock
 from shortstack.core.errors import Conflict, Invalid, NotFound, Transient
-from shortstack.core.identity import DEFAULT_OWNER
+from shortstack.core.identity import DEFAULT_OWNER, begun_by
 from shortstack.declarations.base_models import BaseModels
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.messages.v1.dataset_pb2 import DATASET_STATE_READY, DatasetSnapshot
@@ -86,7 +86,7 @@ class TrainingServicer(TrainingServiceServicer):
         return pb.SubmitRunResponse(job=snapshot)
 
     def GetRun(self, request: pb.GetRunRequest, context: grpc.ServicerContext) -> pb.GetRunResponse:
-        """A job and its run, by the id of either."""
+        """A job and its run, by the id of either, or how that alone begins."""
         return self._found(request.owner, request.id)
 
     def ListRuns(self, request: pb.ListRunsRequest, context: grpc.ServicerContext) -> pb.ListRunsResponse:
@@ -221,6 +221,7 @@ class TrainingServicer(TrainingServiceServicer):
 
     def _found(self, owner: str, wanted: str) -> pb.GetRunResponse:
         shown = self._records()
+        wanted = _whole_id(shown, owner or DEFAULT_OWNER, wanted)
         record = shown.get(f"job/{wanted}")
         if record is None:
             run = shown.get(f"run/{wanted}")
@@ -240,6 +241,14 @@ class TrainingServicer(TrainingServiceServicer):
     def _differs(shown: Mapping[str, tr.TrainingRecord], before: pb.GetRunResponse) -> bool:
         job, run = shown.get(f"job/{before.job.job}"), shown.get(f"run/{before.run.run}")
         return (job is not None and job.job != before.job) or (run is not None and run.run != before.run)
+
+
+def _whole_id(shown: Mapping[str, tr.TrainingRecord], owner: str, given: str) -> str:
+    """The id of the owner's job or run that ``given`` alone begins; ``given`` itself if it is one, or begins none."""
+    if f"job/{given}" in shown or f"run/{given}" in shown:
+        return given
+    mine = [r.job for r in shown.values() if r.WhichOneof("record") == "job" and r.job.owner == owner]
+    return begun_by(given, {one for job in mine for one in (job.job, job.run) if one}, param="id") or given
 
 
 def _ended(record: tr.TrainingRecord | None) -> bool:

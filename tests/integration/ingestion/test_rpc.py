@@ -23,7 +23,7 @@ from shortstack.ingestion.v1.ingestion_pb2_grpc import (
     IngestionServiceStub,
     add_IngestionServiceServicer_to_server,
 )
-from shortstack.messages.v1.dataset_pb2 import DATASET_STATE_READY
+from shortstack.messages.v1.dataset_pb2 import DATASET_STATE_READY, Publication
 from shortstack.prompts.formats import PromptFormats
 
 PAIRS = [{"prompt": "q", "completion": "a"}, {"prompt": "p"}, {"prompt": "q2", "completion": "a2"}]
@@ -52,7 +52,7 @@ def test_a_dataset_is_published_found_listed_and_watched(stack: Any, address: st
         stack.until(lambda: bool(stack.announced()))
         (publication,) = stack.accepted()
         stack.set_state(publication, DATASET_STATE_READY)
-        for name in ("pairs", publication.publication):
+        for name in ("pairs", publication.publication, publication.publication[:12]):
             found = api.GetDataset(ingestion.GetDatasetRequest(dataset=name))
             assert found.dataset.state == DATASET_STATE_READY
         listed = api.ListDatasets(ingestion.ListDatasetsRequest()).datasets
@@ -61,6 +61,12 @@ def test_a_dataset_is_published_found_listed_and_watched(stack: Any, address: st
         assert next(watching).dataset.publication.publication == publication.publication
         watching.cancel()
         assert not api.ListDatasets(ingestion.ListDatasetsRequest(owner="other")).datasets
+        later = Publication(publication="f" * 32, attempt=1, owner="default", dataset="pairs")
+        later.accepted_at.seconds = publication.accepted_at.seconds + 1
+        stack.set_state(later, DATASET_STATE_READY)
+        for name, ids in {"": [later], "pairs": [publication, later], "pair": []}.items():
+            listed = api.ListDatasets(ingestion.ListDatasetsRequest(dataset=name)).datasets
+            assert [found.publication.publication for found in listed] == [one.publication for one in ids]
 
 
 @pytest.mark.parametrize(

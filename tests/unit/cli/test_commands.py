@@ -145,7 +145,8 @@ class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer):
         self._asleep = Event()
 
     def ListDatasets(self, request: ing.ListDatasetsRequest, context: Any) -> ing.ListDatasetsResponse:
-        return ing.ListDatasetsResponse(datasets=self.snapshots)
+        newest = {snapshot.publication.dataset: snapshot for snapshot in self.snapshots}
+        return ing.ListDatasetsResponse(datasets=self.snapshots if request.dataset else newest.values())
 
     def PublishDataset(self, request: ing.PublishDatasetRequest, context: Any) -> ing.PublishDatasetResponse:
         self.snapshots += self.then
@@ -176,13 +177,19 @@ def ingestion() -> Iterator[tuple[Ingestion, str]]:
     server.stop(0).wait()
 
 
+@pytest.mark.parametrize("older", [0, 1, 2, 3])
 def test_a_name_that_was_used_before_shows_what_is_published_now(
-    ingestion: tuple[Ingestion, str], tmp_path: Path
+    ingestion: tuple[Ingestion, str], tmp_path: Path, older: int
 ) -> None:
     servicer, address = ingestion
     (tmp_path / "data.jsonl").write_text("{}\n")
-    servicer.snapshots = [snapshot("old", "0" * 64, ds.DATASET_STATE_READY, 111)]
-    servicer.then = [snapshot("new", "1" * 64, ds.DATASET_STATE_FAILED, 222)]
+    servicer.snapshots = [snapshot(f"old{n}", f"{n}" * 64, ds.DATASET_STATE_READY, 111) for n in range(older)]
+    still_under_way = snapshot("old9", "9" * 64, ds.DATASET_STATE_FORMATTING, 0)
+    servicer.snapshots.insert(0, still_under_way)
+    servicer.then = [
+        snapshot("old9", "9" * 64, ds.DATASET_STATE_READY, 111),
+        snapshot("new", "a" * 64, ds.DATASET_STATE_FAILED, 222),
+    ]
     said = CliRunner().invoke(
         app,
         ["datasets", "publish", str(tmp_path / "data.jsonl"), "--name", "n"],
@@ -191,6 +198,36 @@ def test_a_name_that_was_used_before_shows_what_is_published_now(
     assert "222" in said.stdout
     assert "111" not in said.stdout
     assert said.exit_code == 1
+
+
+def test_ids_are_whole_for_programs_and_begin_so_for_people(ingestion: tuple[Ingestion, str]) -> None:
+    servicer, address = ingestion
+    servicer.snapshots = [snapshot("p" * 32, "0" * 64, ds.DATASET_STATE_READY, 1)]
+    servicer.snapshots[0].version = "v" * 32
+    environment = {"SHORTSTACK_INGESTION_ADDRESS": address}
+    [row] = json.loads(CliRunner().invoke(app, ["datasets", "list", "--json"], env=environment).stdout)
+    assert (row["publication"], row["version"]) == ("p" * 32, "v" * 32)
+    shown = CliRunner().invoke(app, ["datasets", "list"], env=environment).stdout.split()
+    assert {"p" * 12, "v" * 12} <= set(shown)
+
+
+def test_a_request_that_is_refused_after_its_check_ends_with_reason_and_remedy(
+    ingestion: tuple[Ingestion, str], tmp_path: Path
+) -> None:
+    servicer, address = ingestion
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    servicer.snapshots = [snapshot("old", "0" * 64, ds.DATASET_STATE_READY, 111)]
+    refused = ds.DatasetSnapshot(state=ds.DATASET_STATE_FAILED, message="it is too large", remedy="Cut it in two.")
+    refused.publication.publication, refused.publication.dataset = "refused", "n"
+    servicer.then = [refused]
+    said = CliRunner().invoke(
+        app,
+        ["datasets", "publish", str(tmp_path / "data.jsonl"), "--name", "n"],
+        env={"SHORTSTACK_INGESTION_ADDRESS": address, "SHORTSTACK_VAR": str(tmp_path)},
+    )
+    assert said.exit_code == 1
+    assert "it is too large" in said.stdout
+    assert "Cut it in two." in said.stdout
 
 
 def test_the_same_again_says_so_and_ends(

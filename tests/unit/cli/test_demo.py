@@ -6,9 +6,10 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import grpc
@@ -74,6 +75,27 @@ def test_an_answer_with_brackets_is_shown_as_it_is(
     assert ended.value.code == 0, said.err
     (row,) = [line for line in said.out.splitlines() if "Close it?" in line]
     assert [cell.strip() for cell in row.split("│")[1:-1]] == list(answers[0].values())
+
+
+def test_what_the_start_of_the_stack_takes_counts_for_the_peak(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    taken, looked, peaks = [900.0], threading.Event(), []
+
+    def look(_: object) -> float:
+        looked.set()
+        return taken[0]
+
+    @contextmanager
+    def starting(*_: object) -> Iterator[bool]:
+        assert looked.wait(20), "nobody looks before the stack is up"
+        taken[0] = 100.0
+        yield False
+
+    monkeypatch.setenv("SHORTSTACK_VAR", str(tmp_path))
+    monkeypatch.setattr(demo, "resident_mb", look)
+    monkeypatch.setattr(demo, "kept_up", starting)
+    monkeypatch.setattr(demo, "_run", lambda *given: peaks.append(given[-1].stop()))
+    demo.demo(exit_=True)
+    assert peaks == [900.0]
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

@@ -94,7 +94,9 @@ def test_a_run_that_waits_is_listed_with_what_it_waits_for(runner: CliRunner) ->
     result = runner.invoke(app, ["runs", "list", "--json"])
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)
-    assert (row["state"], row["error"]) == ("queued", NO_NODE)
+    assert (row["state"], row["error"], row["run"]) == ("queued", NO_NODE, "r" * 32)
+    (line,) = [line for line in runner.invoke(app, ["runs", "list"]).stdout.splitlines() if "ftjob-1" in line]
+    assert "r" * 12 in line.split(), "as much of the id as other commands take"
 
 
 def test_a_run_is_shown_with_its_state_and_the_address_of_its_files(runner: CliRunner) -> None:

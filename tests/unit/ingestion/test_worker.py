@@ -13,16 +13,18 @@ import pytest
 from tests.fakes.deaf_broker import DeafOnce
 from tests.polling import until
 
+from shortstack.assembly.datasets import Datasets
 from shortstack.core.clock import Clock, FakeClock, SystemClock
 from shortstack.core.config import ServiceConfig
 from shortstack.core.errors import Invalid, Transient
 from shortstack.core.health import Health
 from shortstack.core.telemetry import Telemetry
 from shortstack.ingestion.worker import GROUP, IngestionWorker
+from shortstack.messages.v1.dataset_pb2 import DATASET_STATE_FAILED, DatasetSnapshot, PublicationEvent
 from shortstack.streams.attempts import AttemptMark, Attempts
 from shortstack.streams.broker import Broker, Outbound
 from shortstack.streams.memory import MemoryBroker
-from shortstack.streams.topics import DATASETS_INGEST
+from shortstack.streams.topics import DATASETS_INGEST, DATASETS_PUBLICATIONS
 
 DEADLINE_S = 20
 
@@ -113,6 +115,14 @@ def marks(broker: MemoryBroker) -> list[AttemptMark | None]:
     return [AttemptMark.read(committed) for committed in broker.committed(GROUP).values()]
 
 
+def told(broker: MemoryBroker) -> list[DatasetSnapshot]:
+    """What assembly makes of what ingestion said."""
+    datasets = Datasets()
+    for message in broker.messages(DATASETS_PUBLICATIONS.name):
+        datasets.apply(PublicationEvent.FromString(message.value or b""), 0.0)
+    return [dataset.snapshot for dataset in datasets.by_publication.values()]
+
+
 def test_a_message_that_ends_the_process_five_times_is_set_aside() -> None:
     broker, requests, lives = sent(b"one", b"bad", b"two"), Deadly(), 0
     while not done(broker):
@@ -126,6 +136,9 @@ def test_a_message_that_ends_the_process_five_times_is_set_aside() -> None:
     assert 5 <= requests.begun.count(b"bad") <= 6
     assert lives == requests.begun.count(b"bad") + 1
     assert {b"one", b"two"} <= set(requests.done)
+    (snapshot,) = told(broker)
+    assert (snapshot.publication.dataset, snapshot.state) == ("faq", DATASET_STATE_FAILED)
+    assert "processes died on this message" in snapshot.message
 
 
 def test_what_is_under_way_beside_it_is_neither_lost_nor_blamed() -> None:
@@ -195,10 +208,10 @@ def test_what_is_under_way_on_other_partitions_is_not_set_aside_with_a_killer(
 
 
 class Refusing:
-    """Takes no request."""
+    """Takes no request; whoever reads it anew is told the same."""
 
     def order(self, value: bytes, owner: str, requested_at: datetime) -> None:
-        raise Invalid("it is bad")
+        raise Invalid("is larger than 5 bytes", where="source a.jsonl", remedy="Publish it in parts.")
 
 
 def test_a_request_larger_than_its_dead_letter_may_be_is_set_aside_without_its_content() -> None:
@@ -211,6 +224,40 @@ def test_a_request_larger_than_its_dead_letter_may_be_is_set_aside_without_its_c
     (letter,) = broker.messages(f"{DATASETS_INGEST.name}.dlq")
     assert letter.value is None
     assert b"value of 4000000 bytes" in dict(letter.headers)["dlq-left-out"]
+
+
+POINTER = b'{"dataset": "faq", "source": "a.jsonl", "train": {}, "job": "ftjob-1"}'
+
+
+def test_a_request_that_is_refused_fails_its_dataset_with_reason_and_remedy() -> None:
+    broker = sent(POINTER)
+    for _ in range(2):
+        with life(broker, cast(Any, Refusing())) as worker:
+            until(lambda: worker.failed or done(broker), "an end", deadline_s=DEADLINE_S)
+        broker.reset(GROUP)  # the next life reads it again, which fails nothing else
+    assert len(broker.messages(f"{DATASETS_INGEST.name}.dlq")) == 2
+    (snapshot,) = told(broker)
+    assert (snapshot.publication.owner, snapshot.publication.dataset) == ("default", "faq")
+    assert (snapshot.publication.job, snapshot.state) == ("ftjob-1", DATASET_STATE_FAILED)
+    assert snapshot.message == "source a.jsonl: is larger than 5 bytes"
+    assert snapshot.remedy == "Publish it in parts."
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"dataset": "faq", "records": [',
+        b'{"dataset": "faq", "sauce": "a.jsonl"}',
+        b'{"dataset": "faq", "upload": "u", "seq": 0, "records": [{}]}',
+        b'{"dataset": "faq", "retry": "00000000000000000000000000000000"}',
+    ],
+)
+def test_what_cannot_be_read_or_is_only_about_another_request_fails_no_dataset(value: bytes) -> None:
+    broker = sent(value)
+    with life(broker, cast(Any, Refusing())) as worker:
+        until(lambda: worker.failed or done(broker), "an end", deadline_s=DEADLINE_S)
+    assert len(broker.messages(f"{DATASETS_INGEST.name}.dlq")) == 1
+    assert not told(broker)
 
 
 def test_care_ends_when_all_that_stood_there_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,6 +277,26 @@ def test_a_model_is_withdrawn_once_no_alias_needs_it(world: World, stub: Any) ->
     assert gone.model.state == sv.MODEL_STATE_WITHDRAWN
 
 
+def test_a_run_may_be_named_by_how_its_id_begins_and_only_by_its_owner(world: World, stub: Any) -> None:
+    world.trained("ftjob-1", "abcdef", state=tr.JOB_STATE_CANCELLED)
+    watch_until(stub, served(BASE))
+    answer = stub.DeployModel(pb.DeployModelRequest(run="run-abcd", suffix="hand"), timeout=20)
+    assert answer.model.name == f"ft:{BASE}:default:hand:{'abcdef' * 2}"
+    theirs = refused(lambda: stub.DeployModel(pb.DeployModelRequest(run="run-abcd", owner="eve")))
+    assert isinstance(theirs, NotFound)
+
+
+@pytest.mark.parametrize(("wrong", "named"), [({"suffix": "x/y"}, "suffix"), ({"alias": "Prod"}, "alias")])
+def test_a_name_that_no_model_or_alias_may_have_is_refused(
+    world: World, stub: Any, wrong: dict[str, str], named: str
+) -> None:
+    world.trained("ftjob-1", "a", state=tr.JOB_STATE_CANCELLED)
+    watch_until(stub, served(BASE))
+    error = refused(lambda: stub.DeployModel(pb.DeployModelRequest(run="run-a", **wrong), timeout=20))
+    assert isinstance(error, Invalid)
+    assert error.param == f"deploy.{named}"
+
+
 def test_a_run_is_deployed_by_hand(world: World, stub: Any) -> None:
     world.trained("ftjob-1", "a", state=tr.JOB_STATE_CANCELLED)
     watch_until(stub, served(BASE))

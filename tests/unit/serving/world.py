@@ -187,7 +187,9 @@ class World:
             digest = letter * 64
             export = tr.Export(prefix=f"models/{digest}", digest=digest, prompt_format="base", base_model=BASE)
         name = f"ft:{BASE}:default:demo:{export.digest[:12]}"
-        run = tr.RunSnapshot(run=f"run-{letter}", state=tr.RUN_STATE_SUCCEEDED, export=export, base_model=BASE)
+        run = tr.RunSnapshot(
+            run=f"run-{letter}", state=tr.RUN_STATE_SUCCEEDED, export=export, base_model=BASE, owner="default"
+        )
         request = {"train": {}, "deploy": {"suffix": "demo", **({"alias": alias} if alias else {})}}
         snapshot = tr.JobSnapshot(job=job, owner="default", run=run.run, model=name, state=state, **more)
         snapshot.request_json = orjson.dumps(request).decode()

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.training.world import BASE, World, export, launched, sample, train
 
 from shortstack.core.errors import Fatal, Forbidden, Transient
+from shortstack.declarations.publication import REFUSED
 from shortstack.messages.v1 import dataset_pb2 as ds
 from shortstack.messages.v1 import serving_pb2 as sv
 from shortstack.messages.v1 import training_pb2 as tr
@@ -169,6 +170,16 @@ def test_a_job_whose_dataset_comes_after_all_is_trained(tmp_path: Path) -> None:
         train(world, running)
         job = running.settle("ftjob-1", SUCCEEDED)
     assert (job.error, job.error_code, job.publication) == ("", "", "pub-faq")
+
+
+def test_a_refused_request_fails_the_job_that_it_was_for_and_no_other_of_its_name(world: World) -> None:
+    with world.started() as running:
+        world.submit("ftjob-1")
+        world.dataset(ds.DATASET_STATE_FAILED, code=REFUSED, message="too large", publication={"job": "ftjob-2"})
+        running.turn(3)
+        assert running.job("ftjob-1").state == tr.JOB_STATE_VALIDATING_FILES
+        world.dataset(ds.DATASET_STATE_FAILED, code=REFUSED, message="too large", publication={"job": "ftjob-1"})
+        assert running.settle("ftjob-1", FAILED).error == "too large"
 
 
 def test_a_submitted_job_that_was_cancelled_stays_so_when_its_publication_comes(world: World) -> None:

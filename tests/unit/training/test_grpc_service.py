@@ -238,7 +238,7 @@ def test_jobs_are_found_by_either_id_and_only_by_their_owner(world: World, stub:
     watched = stub.WatchRun(pb.WatchRunRequest(id="ftjob-1"), timeout=20)
     run = next(update.run.run for update in watched if update.run.run)
     watched.cancel()
-    for wanted in ("ftjob-1", run):
+    for wanted in ("ftjob-1", run, run[:12]):
         found = stub.GetRun(pb.GetRunRequest(id=wanted))
         assert (found.job.job, found.run.run) == ("ftjob-1", run)
         assert isinstance(

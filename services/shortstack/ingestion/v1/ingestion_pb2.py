@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from shortstack.messages.v1 import dataset_pb2 as shortstack_dot_messages_dot_v1_dot_dataset__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'shortstack/ingestion/v1/ingestion.proto\x12\x17shortstack.ingestion.v1\x1a$shortstack/messages/v1/dataset.proto\"<\n\x15PublishDatasetRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x14\n\x0crequest_json\x18\x02 \x01(\x0c\"j\n\x16PublishDatasetResponse\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05topic\x18\x03 \x01(\t\x12\x11\n\tpartition\x18\x04 \x01(\x05\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"3\n\x11GetDatasetRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\"N\n\x12GetDatasetResponse\x12\x38\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\'.shortstack.messages.v1.DatasetSnapshot\"$\n\x13ListDatasetsRequest\x12\r\n\x05owner\x18\x01 \x01(\t\"Q\n\x14ListDatasetsResponse\x12\x39\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\'.shortstack.messages.v1.DatasetSnapshot\"5\n\x13WatchDatasetRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\"P\n\x14WatchDatasetResponse\x12\x38\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\'.shortstack.messages.v1.DatasetSnapshot\"J\n\x14PreviewSourceRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x14\n\x0crequest_json\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\r\"e\n\x15PreviewSourceResponse\x12\x13\n\x0b\x66ile_format\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x14\n\x0crecords_json\x18\x03 \x03(\t\x12\x11\n\tmalformed\x18\x04 \x03(\t2\xb8\x04\n\x10IngestionService\x12q\n\x0ePublishDataset\x12..shortstack.ingestion.v1.PublishDatasetRequest\x1a/.shortstack.ingestion.v1.PublishDatasetResponse\x12\x65\n\nGetDataset\x12*.shortstack.ingestion.v1.GetDatasetRequest\x1a+.shortstack.ingestion.v1.GetDatasetResponse\x12k\n\x0cListDatasets\x12,.shortstack.ingestion.v1.ListDatasetsRequest\x1a-.shortstack.ingestion.v1.ListDatasetsResponse\x12m\n\x0cWatchDataset\x12,.shortstack.ingestion.v1.WatchDatasetRequest\x1a-.shortstack.ingestion.v1.WatchDatasetResponse0\x01\x12n\n\rPreviewSource\x12-.shortstack.ingestion.v1.PreviewSourceRequest\x1a..shortstack.ingestion.v1.PreviewSourceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'shortstack/ingestion/v1/ingestion.proto\x12\x17shortstack.ingestion.v1\x1a$shortstack/messages/v1/dataset.proto\"<\n\x15PublishDatasetRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x14\n\x0crequest_json\x18\x02 \x01(\x0c\"j\n\x16PublishDatasetResponse\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05topic\x18\x03 \x01(\t\x12\x11\n\tpartition\x18\x04 \x01(\x05\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"3\n\x11GetDatasetRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\"N\n\x12GetDatasetResponse\x12\x38\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\'.shortstack.messages.v1.DatasetSnapshot\"5\n\x13ListDatasetsRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\"Q\n\x14ListDatasetsResponse\x12\x39\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\'.shortstack.messages.v1.DatasetSnapshot\"5\n\x13WatchDatasetRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\"P\n\x14WatchDatasetResponse\x12\x38\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\'.shortstack.messages.v1.DatasetSnapshot\"J\n\x14PreviewSourceRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x14\n\x0crequest_json\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\r\"e\n\x15PreviewSourceResponse\x12\x13\n\x0b\x66ile_format\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x14\n\x0crecords_json\x18\x03 \x03(\t\x12\x11\n\tmalformed\x18\x04 \x03(\t2\xb8\x04\n\x10IngestionService\x12q\n\x0ePublishDataset\x12..shortstack.ingestion.v1.PublishDatasetRequest\x1a/.shortstack.ingestion.v1.PublishDatasetResponse\x12\x65\n\nGetDataset\x12*.shortstack.ingestion.v1.GetDatasetRequest\x1a+.shortstack.ingestion.v1.GetDatasetResponse\x12k\n\x0cListDatasets\x12,.shortstack.ingestion.v1.ListDatasetsRequest\x1a-.shortstack.ingestion.v1.ListDatasetsResponse\x12m\n\x0cWatchDataset\x12,.shortstack.ingestion.v1.WatchDatasetRequest\x1a-.shortstack.ingestion.v1.WatchDatasetResponse0\x01\x12n\n\rPreviewSource\x12-.shortstack.ingestion.v1.PreviewSourceRequest\x1a..shortstack.ingestion.v1.PreviewSourceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,17 +41,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETDATASETRESPONSE']._serialized_start=329
   _globals['_GETDATASETRESPONSE']._serialized_end=407
   _globals['_LISTDATASETSREQUEST']._serialized_start=409
-  _globals['_LISTDATASETSREQUEST']._serialized_end=445
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=447
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=528
-  _globals['_WATCHDATASETREQUEST']._serialized_start=530
-  _globals['_WATCHDATASETREQUEST']._serialized_end=583
-  _globals['_WATCHDATASETRESPONSE']._serialized_start=585
-  _globals['_WATCHDATASETRESPONSE']._serialized_end=665
-  _globals['_PREVIEWSOURCEREQUEST']._serialized_start=667
-  _globals['_PREVIEWSOURCEREQUEST']._serialized_end=741
-  _globals['_PREVIEWSOURCERESPONSE']._serialized_start=743
-  _globals['_PREVIEWSOURCERESPONSE']._serialized_end=844
-  _globals['_INGESTIONSERVICE']._serialized_start=847
-  _globals['_INGESTIONSERVICE']._serialized_end=1415
+  _globals['_LISTDATASETSREQUEST']._serialized_end=462
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=464
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=545
+  _globals['_WATCHDATASETREQUEST']._serialized_start=547
+  _globals['_WATCHDATASETREQUEST']._serialized_end=600
+  _globals['_WATCHDATASETRESPONSE']._serialized_start=602
+  _globals['_WATCHDATASETRESPONSE']._serialized_end=682
+  _globals['_PREVIEWSOURCEREQUEST']._serialized_start=684
+  _globals['_PREVIEWSOURCEREQUEST']._serialized_end=758
+  _globals['_PREVIEWSOURCERESPONSE']._serialized_start=760
+  _globals['_PREVIEWSOURCERESPONSE']._serialized_end=861
+  _globals['_INGESTIONSERVICE']._serialized_start=864
+  _globals['_INGESTIONSERVICE']._serialized_end=1432
 # @@protoc_insertion_point(module_scope)
