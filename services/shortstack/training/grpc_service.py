@@ -158,6 +158,12 @@ class TrainingServicer(TrainingServiceServicer):
         where = f"dataset {request.dataset}"
         wish = JobRequest.parse(request.request_json, where=where)
         self._check(wish, where)
+        wish.require_renderable(
+            prompt_format=dataset.publication.prompt_format,
+            row_formats=dataset.row_formats,
+            with_tools=dataset.with_tools,
+            where=where,
+        )
         resolved = wish.resolve(
             self._bases,
             version=dataset.version,

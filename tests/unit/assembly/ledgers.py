@@ -55,11 +55,14 @@ def announced(publication: Publication, source: int, records: int, malformed: Se
     )
 
 
-def segment(blobs: BlobStore, publication: Publication, source: int, first: int, answers: Sequence[str]) -> BatchEntry:
-    """A segment in the store, an answer a record; an empty answer is a rejected record."""
+def segment(
+    blobs: BlobStore, publication: Publication, source: int, first: int, answers: Sequence[str], **more: str
+) -> BatchEntry:
+    """A segment in the store, an answer a record; an empty answer is a rejected record; ``more`` stands in each."""
     rows = []
     for place, answer in enumerate(answers):
-        record = Record(first + place, (Message("user", f"question {answer}"), Message("assistant", answer)))
+        turns = (Message("user", f"question {answer}"), Message("assistant", answer))
+        record = Record(first + place, turns, **more)
         kept = bool(answer)
         rows.append(
             {

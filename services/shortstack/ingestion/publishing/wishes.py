@@ -88,6 +88,11 @@ class WishChecker:
         self._read_recipe = read_recipe
         self._serves_merged = serves_merged
 
+    @property
+    def prompt_formats(self) -> tuple[str, ...]:
+        """Names that a publication, or a row of it, may give."""
+        return self._formats
+
     def check(self, message: PublicationMessage, owner: str, *, file_format: str | None = None) -> Wish:
         """Everything a message wishes but its records.
 

@@ -546,6 +546,8 @@ class DatasetSnapshot(_message.Message):
     WISHES_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
     MIX_FIELD_NUMBER: _builtins.int
+    ROW_FORMATS_FIELD_NUMBER: _builtins.int
+    WITH_TOOLS_FIELD_NUMBER: _builtins.int
     state: Global___DatasetState.ValueType
     version: _builtins.str
     """Digest of the output and the key of its manifest, once ready."""
@@ -561,6 +563,7 @@ class DatasetSnapshot(_message.Message):
     """Short name of the failure, such as invalid_training_file."""
     duplicates: _builtins.str
     """Key of the object that lists the duplicates, with the record that each repeats."""
+    with_tools: _builtins.int
     @_builtins.property
     def publication(self) -> Global___Publication: ...
     @_builtins.property
@@ -574,6 +577,10 @@ class DatasetSnapshot(_message.Message):
     @_builtins.property
     def mix(self) -> _containers.RepeatedCompositeFieldContainer[Global___MixedVersion]:
         """What is mixed in, by the recipe's order; fixed once it is there."""
+
+    @_builtins.property
+    def row_formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prompt formats that records of the version name as their own, and how many of its records declare tools."""
 
     def __init__(
         self,
@@ -594,10 +601,12 @@ class DatasetSnapshot(_message.Message):
         wishes: _abc.Iterable[Global___TrainWish] | None = ...,
         duplicates: _builtins.str = ...,
         mix: _abc.Iterable[Global___MixedVersion] | None = ...,
+        row_formats: _abc.Iterable[_builtins.str] | None = ...,
+        with_tools: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "publication", b"publication", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_operator", b"accepted_by_operator", "announced", b"announced", "code", b"code", "counts", b"counts", "duplicates", b"duplicates", "formatted", b"formatted", "manifest", b"manifest", "message", b"message", "mix", b"mix", "publication", b"publication", "reasons", b"reasons", "remedy", b"remedy", "state", b"state", "updated_at", b"updated_at", "version", b"version", "wishes", b"wishes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_operator", b"accepted_by_operator", "announced", b"announced", "code", b"code", "counts", b"counts", "duplicates", b"duplicates", "formatted", b"formatted", "manifest", b"manifest", "message", b"message", "mix", b"mix", "publication", b"publication", "reasons", b"reasons", "remedy", b"remedy", "row_formats", b"row_formats", "state", b"state", "updated_at", b"updated_at", "version", b"version", "wishes", b"wishes", "with_tools", b"with_tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,7 +16,12 @@ def rows_of(base: Path, *answers: str) -> TrainingRows:
     served = ServedFormat.load("base", base, datetime(2026, 1, 1, tzinfo=UTC))
     conversations = [Conversation("here", (Message("user", "say"), Message("assistant", answer))) for answer in answers]
     return TrainingRows.build(
-        iter(conversations), {None: served.encoder}, sequence_len=64, drop_long=False, train_on_inputs=False
+        iter(conversations),
+        {None: served.encoder},
+        prompt_format="base",
+        sequence_len=64,
+        drop_long=False,
+        train_on_inputs=False,
     )
 
 
