@@ -15,7 +15,7 @@ from shortstack.core.identity import run_id
 from shortstack.declarations.base_models import BaseModel, BaseModels
 from shortstack.declarations.deploy import DeployWish, require_servable
 from shortstack.declarations.train import TrainConfig
-from shortstack.prompts.formats import BASE
+from shortstack.prompts.formats import BASE, PromptFormats
 
 __all__ = ["JobRequest", "ResolvedRun", "auto_hyperparameters", "effective_batch"]
 
@@ -84,18 +84,17 @@ class JobRequest:
         """Refuses now what would fail only after the dataset is prepared, or after the training.
 
         Raises:
-            Invalid: an unknown base model or layer, or a wish to deploy what the servers here cannot hold.
+            Invalid: an unknown base model, layer or prompt format, or a deployment that the servers here cannot hold.
         """
-        base = self.base(bases)
-        layers = base.linear_layers()
-        for target in self.train.get("lora_target_modules") or ():
-            if layers and target.rpartition(".")[2] not in layers:
-                raise Invalid(
-                    f'"{target}" is no linear layer of {base.name}',
-                    where=where,
-                    remedy=did_you_mean(target, layers),
-                    param="train.lora_target_modules",
-                )
+        self.base(bases).require_layers(self.train.get("lora_target_modules") or (), where=where)
+        template = self.train.get("chat_template")
+        if template and template not in (known := (*PromptFormats.builtin().names(), BASE)):
+            raise Invalid(
+                f'prompt format "{template}" is not known here',
+                where=where,
+                remedy=did_you_mean(str(template), known),
+                param="train.chat_template",
+            )
         if self.deploy is not None:
             require_servable(self.train, serves_merged=serves_merged, where=where)
 
