@@ -3,7 +3,8 @@
     python benchmarks/refusal_quality.py [FOLDER]
 
 FOLDER holds ``csv/pyrit_refusal.csv`` (answers with a person's verdict) and ``dialogue/chitchat_A.json`` (people
-talking to people, so that nothing in it declines a task); ../shared/data unless given. One JSON object a line.
+talking to people, so that nothing in it declines a task); ../shared/data unless given. One JSON object a line; the
+baseline is the same figure of IHOP's keyword list (``ihop``) on the same texts.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def one_line(text: str) -> str:
 
 
 METHODS: Final[dict[Literal["opening", "ihop"], Callable[[str], str]]] = {"opening": opening, "ihop": one_line}
+BASELINE: Final = "ihop"
 
 
 def labelled(folder: Path) -> list[tuple[str, bool]]:
@@ -53,27 +55,41 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def main() -> None:
-    """Prints the figures."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
-    if not folder.is_dir():
-        raise SystemExit(f"{folder} is not here; name the folder of the data as an argument")
+def lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The figures, method by method, and how many answers they are of."""
     answers, turns = labelled(folder), chat(folder)
     refusals = sum(refused for _, refused in answers)
+    measured: dict[str, dict[str, tuple[float, str]]] = {}
     for method, look in METHODS.items():
         step = Refusal(RefusalStep(method=method))
         found = step.found([look(answer) for answer, _ in answers])
         right = sum(answers[index][1] for index in found)
         misfires = len(step.found([look(turn) for turn in turns]))
-        figures = {
-            f"refusal_{method}_precision": (right / len(found) if found else 0.0, "share"),
-            f"refusal_{method}_recall": (right / refusals, "share"),
-            f"refusal_{method}_misfires_in_chat": (misfires / len(turns), "share of turns"),
+        measured[method] = {
+            "precision": (right / len(found) if found else 0.0, "share"),
+            "recall": (right / refusals, "share"),
+            "misfires_in_chat": (misfires / len(turns), "share of turns"),
         }
+    for measured_by, figures in measured.items():
         for name, (value, unit) in figures.items():
-            line = {"name": name, "value": round(value, 4), "unit": unit, "baseline": None, "ratio": None}
-            print(orjson.dumps(line).decode())
-    print(orjson.dumps({"name": "refusal_labelled", "value": refusals, "unit": f"of {len(answers)} answers"}).decode())
+            yield _line(f"refusal_{measured_by}_{name}", value, unit, measured[BASELINE][name][0])
+    yield _line("refusal_labelled", refusals, f"of {len(answers)} answers", None)
+
+
+def _line(name: str, value: float, unit: str, baseline: float | None) -> dict[str, Any]:
+    """A figure; the ratio is null where there is no baseline, or it is 0."""
+    known = None if baseline is None else round(baseline, 4)
+    ratio = round(value / baseline, 2) if baseline else None
+    return {"name": name, "value": round(value, 4), "unit": unit, "baseline": known, "ratio": ratio}
+
+
+def main() -> None:
+    """Prints the figures."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is not here; name the folder of the data as an argument")
+    for line in lines(folder):
+        print(orjson.dumps(line).decode())
 
 
 if __name__ == "__main__":

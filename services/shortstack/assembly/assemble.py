@@ -11,7 +11,7 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +26,7 @@ from shortstack.assembly.plan import AssembledVersion, AssemblyPlan, MixIn, Segm
 from shortstack.core.digest import canonical_json, file_sha256, sha256_hex
 from shortstack.core.errors import Fatal
 from shortstack.core.lifecycle import run_service
-from shortstack.records.schema import RECORD_SCHEMA, SEGMENT_SCHEMA, read_table
+from shortstack.records.schema import RECORD_SCHEMA, SEGMENT_SCHEMA, content_digests, read_table
 from shortstack.storage.blobs import BlobStore
 
 __all__ = ["SHARD_SCHEMA", "assemble", "main"]
@@ -59,6 +59,26 @@ class _Selection:
     kept: int
 
 
+_Licences = Counter[tuple[str, str]]
+"""How many records were written, by (what they were mixed in from, licence); empty: its own, none named."""
+
+
+@dataclass(slots=True)
+class _Written:
+    """What stands in the version beside its messages, and a job has to know of."""
+
+    formats: set[str] = field(default_factory=set)
+    with_tools: int = 0
+    licences: _Licences = field(default_factory=Counter)
+
+    def take(self, table: pa.Table) -> None:
+        """Takes a table of `SHARD_SCHEMA` in."""
+        self.formats.update(name for name in table["prompt_format"].unique().to_pylist() if name)
+        self.with_tools += len(table) - table["tools"].null_count
+        named = zip(table["record"].to_pylist(), table["license"].to_pylist(), strict=True)
+        self.licences.update((_origin(record), licence or "") for record, licence in named)
+
+
 def _chance(seed: int, purpose: str, record: str) -> int:
     """64 bits that depend on the seed and the record alone."""
     return xxhash.xxh3_64_intdigest(f"{seed}\0{purpose}\0{record}".encode())
@@ -69,16 +89,16 @@ class _Tables:
 
     def __init__(self, blobs: BlobStore, segments: Sequence[Segment]) -> None:
         self._blobs = blobs
-        self._keys: list[tuple[str, str]] = [(s.key, s.sha256) for s in segments]
+        self._keys: list[tuple[str, str, str]] = [(s.key, s.sha256, "") for s in segments]
         self._held: tuple[int, pa.Table] | None = None
 
-    def add_shard(self, key: str, sha256: str) -> int:
-        self._keys.append((key, sha256))
+    def add_shard(self, key: str, sha256: str, inherited: str) -> int:
+        self._keys.append((key, sha256, inherited))
         return len(self._keys) - 1
 
     def read(self, number: int) -> pa.Table:
         if self._held is None or self._held[0] != number:
-            key, sha256 = self._keys[number]
+            key, sha256, inherited = self._keys[number]
             data = self._blobs.get(key)
             if sha256_hex(data) != sha256:
                 raise Fatal(
@@ -89,8 +109,17 @@ class _Tables:
             table = (
                 pq.read_table(pa.BufferReader(data)) if key.endswith(".parquet") else read_table(data, SEGMENT_SCHEMA)
             )
-            self._held = (number, table)
+            self._held = (number, _disinherited(table, inherited) if inherited else table)
         return self._held[1]
+
+
+def _disinherited(table: pa.Table, inherited: str) -> pa.Table:
+    """The table without the format that its rows have from their publication, and with digests to match."""
+    column = table["prompt_format"]
+    own = pc.if_else(pc.equal(column, inherited), pa.scalar(None, pa.string()), column)
+    table = table.set_column(table.schema.get_field_index("prompt_format"), table.schema.field("prompt_format"), own)
+    digests = pa.array(content_digests(table), pa.string())
+    return table.set_column(table.schema.get_field_index("digest"), table.schema.field("digest"), digests)
 
 
 def _select(plan: AssemblyPlan, tables: _Tables) -> _Selection:
@@ -125,8 +154,10 @@ def _mixed_in(plan: AssemblyPlan, blobs: BlobStore, tables: _Tables) -> list[_Ch
     added: list[_Chosen] = []
     for mix in plan.mix:
         manifest = orjson.loads(blobs.get(mix.manifest))
+        # Before manifests said which formats rows name themselves, every row carried its publication's format.
+        inherited = "" if "row_formats" in manifest else manifest.get("prompt_format", "")
         for shard in manifest["splits"]["train"]["shards"]:
-            number = tables.add_shard(shard["key"], shard["sha256"])
+            number = tables.add_shard(shard["key"], shard["sha256"], inherited)
             table = tables.read(number)
             size = _mean_bytes(table)
             pairs = zip(table["record"].to_pylist(), table["digest"].to_pylist(), strict=True)
@@ -202,10 +233,6 @@ def _parts(plan: AssemblyPlan, records: Sequence[_Chosen]) -> Iterator[Sequence[
         yield records[start:]
 
 
-_Licences = Counter[tuple[str, str]]
-"""How many records were written, by (what they were mixed in from, licence); empty: its own, none named."""
-
-
 def _shards(
     plan: AssemblyPlan,
     blobs: BlobStore,
@@ -213,15 +240,14 @@ def _shards(
     prefix: str,
     split: str,
     records: list[_Chosen],
-    licences: _Licences,
+    content: _Written,
 ) -> Iterator[dict[str, Any]]:
     with TemporaryDirectory() as folder:
         for number, part in enumerate(_parts(plan, records)):
             path = Path(folder) / f"{split}-{number:05d}.parquet"
-            rows = _rows(tables, part)
-            named = zip(part, rows["license"].to_pylist(), strict=True)
-            licences.update((_origin(record.record), licence or "") for record, licence in named)
-            pq.write_table(rows, path, compression="zstd", row_group_size=5_000)
+            table = _rows(tables, part)
+            content.take(table)
+            pq.write_table(table, path, compression="zstd", row_group_size=5_000)
             sha256 = file_sha256(path)
             key = f"{prefix}/{path.stem}-{sha256[:16]}.parquet"
             blobs.put_file(key, path)
@@ -251,10 +277,9 @@ def assemble(plan: AssemblyPlan, blobs: BlobStore) -> AssembledVersion:
     mixed = _mixed_in(plan, blobs, tables)
     splits = {"train": _ordered(plan, train + mixed), "validation": _ordered(plan, validation)}
     version = _version(splits)
-    prefix = f"{plan.prefix}/versions/{version}"
-    licences: _Licences = Counter()
+    prefix, content = f"{plan.prefix}/versions/{version}", _Written()
     written = {
-        name: {"records": len(records), "shards": list(_shards(plan, blobs, tables, prefix, name, records, licences))}
+        name: {"records": len(records), "shards": list(_shards(plan, blobs, tables, prefix, name, records, content))}
         for name, records in splits.items()
     }
     listed = canonical_json(selection.duplicates[:_MAX_DUPLICATES_LISTED])
@@ -269,8 +294,10 @@ def assemble(plan: AssemblyPlan, blobs: BlobStore) -> AssembledVersion:
         written=len(splits["train"]) + len(splits["validation"]),
         train=len(splits["train"]),
         validation=len(splits["validation"]),
+        row_formats=sorted(content.formats),
+        with_tools=content.with_tools,
     )
-    manifest = _manifest(plan, result, written, licences)
+    manifest = _manifest(plan, result, written, content.licences)
     return replace(result, manifest=_put_named(blobs, f"{prefix}/manifest", manifest))
 
 
@@ -292,6 +319,8 @@ def _manifest(plan: AssemblyPlan, result: AssembledVersion, written: dict[str, A
             "schema": "dataset-manifest/1",
             "version": result.version,
             "splits": written,
+            "row_formats": result.row_formats,
+            "with_tools": result.with_tools,
             "segments": [{"key": s.key, "sha256": s.sha256, "source": s.source} for s in plan.segments],
             "licenses": _listed(licences),
             "mixed_in": [_mixed_version(mix, licences) for mix in plan.mix],

@@ -129,6 +129,8 @@ class Dataset:
         counts.train, counts.validation = version.train, version.validation
         self.snapshot.version, self.snapshot.manifest = version.version, version.manifest
         self.snapshot.duplicates = version.duplicates_object
+        self.snapshot.row_formats[:] = version.row_formats
+        self.snapshot.with_tools = version.with_tools
         self.settle(DATASET_STATE_READY)
 
 

@@ -85,7 +85,12 @@ class AssemblyPlan:
 
 @dataclass(frozen=True, slots=True)
 class AssembledVersion:
-    """The child's answer; counts are of records. Law: kept = chosen + duplicates; written = chosen + mixed_in."""
+    """The child's answer; counts are of records. Law: kept = chosen + duplicates; written = chosen + mixed_in.
+
+    Attributes:
+        row_formats: prompt formats that written records name as their own, in order.
+        with_tools: written records that declare tools.
+    """
 
     version: str
     manifest: str
@@ -97,6 +102,8 @@ class AssembledVersion:
     written: int
     train: int
     validation: int
+    row_formats: Sequence[str] = ()
+    with_tools: int = 0
 
     def to_json(self) -> bytes:
         """For the parent."""

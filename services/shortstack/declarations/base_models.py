@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,18 @@ class BaseModel:
             names |= {name.split(".")[-2] for name in matrices if name.endswith(".weight") and "embed" not in name}
         return frozenset(names)
 
+    def require_layers(self, targets: Iterable[str], *, where: str) -> None:
+        """Raises Invalid, with the nearest name, for a target of an adapter that is no linear layer of this model."""
+        layers = self.linear_layers()
+        for target in targets:
+            if layers and target.rpartition(".")[2] not in layers:
+                raise Invalid(
+                    f'"{target}" is no linear layer of {self.name}',
+                    where=where,
+                    remedy=did_you_mean(target, layers),
+                    param="train.lora_target_modules",
+                )
+
     def _manifest(self) -> dict[str, Any]:
         """What its ``manifest.json`` says; empty if it has none."""
         path = self.path / _MANIFEST
@@ -93,6 +105,10 @@ class BaseModels:
         """Names of the declared models, in order."""
         return tuple(self._models)
 
+    def known(self) -> tuple[str, ...]:
+        """Everything that `get` takes: names, then aliases."""
+        return (*self._models, *self._aliases)
+
     def get(self, name: str, *, param: str = "model") -> BaseModel:
         """The model that ``name`` or an alias names.
 
@@ -103,7 +119,7 @@ class BaseModels:
         if resolved not in self._models:
             raise Invalid(
                 f'base model "{name}" is not known here',
-                remedy=f"{did_you_mean(name, [*self._models, *self._aliases])} "
+                remedy=f"{did_you_mean(name, self.known())} "
                 "An operator adds models by SHORTSTACK_BASE_MODELS and aliases by SHORTSTACK_MODEL_ALIASES.",
                 param=param,
             )

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from shortstack.core.errors import Invalid, did_you_mean
 
-__all__ = ["NOT_OFFERED", "DatasetEntry", "Schedule", "TrainConfig"]
+__all__ = ["NOT_OFFERED", "SET_HERE", "DatasetEntry", "Schedule", "TrainConfig", "refuse_what_is_set_here"]
 
 NOT_OFFERED: Final[Mapping[str, str]] = {
     "load_in_8bit": "an 8-bit base is not offered; leave it out",
@@ -29,6 +29,13 @@ NOT_OFFERED: Final[Mapping[str, str]] = {
 }
 """Keys of axolotl that this trainer knows and does not act on, with what to do instead. They are accepted
 only switched off: a key that is silently ignored would be worse than one that is refused."""
+
+SET_HERE: Final[Mapping[str, str]] = {
+    "datasets": "a job trains on the dataset it is published with; to add others, name them under mix in the recipe",
+    "output_dir": "a run's folder is chosen here; its export stands in the object store",
+}
+"""Keys that are the controller's to set, with what a user does instead. They would make another run of equal wishes,
+and change nothing else."""
 
 _OFF: Final[tuple[object, ...]] = (None, False, [], {})
 
@@ -242,6 +249,15 @@ class Schedule:
     logging_steps: int
     save_steps: int
     eval_steps: int
+
+
+def refuse_what_is_set_here(train: Mapping[str, Any], *, where: str) -> None:
+    """Raises Invalid where a user's settings name what is the controller's to set."""
+    for key, remedy in SET_HERE.items():
+        if train.get(key) not in _OFF:
+            raise Invalid(
+                f'"{key}" is not a user\'s to set', where=where, remedy=f"Leave it out: {remedy}.", param=f"train.{key}"
+            )
 
 
 def _every(setting: float | None, steps: int) -> int:

@@ -118,10 +118,9 @@ def wish_checker(config: IngestionConfig, policy: SourcePolicy) -> WishChecker:
         Fatal: an alias names a base model that is not declared.
     """
     folders = {name: Path(folder) for name, folder in config.base_models.items()}
-    bases = BaseModels(folders, config.model_aliases)
     return WishChecker(
         PromptFormats.builtin().names(),
-        (*bases.names(), *config.model_aliases),
+        BaseModels(folders, config.model_aliases),
         partial(_read_recipe, policy),
         serves_merged=config.serves_merged,
     )

@@ -72,6 +72,7 @@ class Previewer:
                 family=wish.family,
                 columns=wish.columns,
                 prompt_format=wish.prompt_format,
+                prompt_formats=self._checker.prompt_formats,
                 license=wish.license,
                 limits=self._limits,
             )

@@ -244,6 +244,12 @@ class JobBook:
         where = f"job {job.job}"
         request = JobRequest.parse(job.request_json, where=where)
         request.require_servable(self._bases, serves_merged=self._serves_merged, where=where)
+        request.require_renderable(
+            prompt_format=dataset.publication.prompt_format,
+            row_formats=dataset.row_formats,
+            with_tools=dataset.with_tools,
+            where=where,
+        )
         return request.resolve(
             self._bases,
             version=dataset.version,

@@ -16,6 +16,7 @@ from shortstack.core.clock import Clock
 from shortstack.core.errors import Conflict, Invalid, NotFound, Transient
 from shortstack.core.identity import DEFAULT_OWNER, begun_by
 from shortstack.declarations.base_models import BaseModels
+from shortstack.declarations.train import refuse_what_is_set_here
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.messages.v1.dataset_pb2 import DATASET_STATE_READY, DatasetSnapshot
 from shortstack.streams import topics
@@ -158,6 +159,12 @@ class TrainingServicer(TrainingServiceServicer):
         where = f"dataset {request.dataset}"
         wish = JobRequest.parse(request.request_json, where=where)
         self._check(wish, where)
+        wish.require_renderable(
+            prompt_format=dataset.publication.prompt_format,
+            row_formats=dataset.row_formats,
+            with_tools=dataset.with_tools,
+            where=where,
+        )
         resolved = wish.resolve(
             self._bases,
             version=dataset.version,
@@ -188,6 +195,7 @@ class TrainingServicer(TrainingServiceServicer):
 
     def _check(self, wish: JobRequest, where: str) -> None:
         """Refuses now what would fail after the dataset is prepared, or after the training."""
+        refuse_what_is_set_here(wish.train, where=where)
         wish.require_servable(self._bases, serves_merged=self._serves_merged, where=where)
         effective_batch(wish.openai.get("hyperparameters") or {}, self._ranks)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Final
@@ -15,6 +15,7 @@ from shortstack.core.identity import run_id
 from shortstack.declarations.base_models import BaseModel, BaseModels
 from shortstack.declarations.deploy import DeployWish, require_servable
 from shortstack.declarations.train import TrainConfig
+from shortstack.prompts.formats import BASE, PromptFormats
 
 __all__ = ["JobRequest", "ResolvedRun", "auto_hyperparameters", "effective_batch"]
 
@@ -83,18 +84,17 @@ class JobRequest:
         """Refuses now what would fail only after the dataset is prepared, or after the training.
 
         Raises:
-            Invalid: an unknown base model or layer, or a wish to deploy what the servers here cannot hold.
+            Invalid: an unknown base model, layer or prompt format, or a deployment that the servers here cannot hold.
         """
-        base = self.base(bases)
-        layers = base.linear_layers()
-        for target in self.train.get("lora_target_modules") or ():
-            if layers and target.rpartition(".")[2] not in layers:
-                raise Invalid(
-                    f'"{target}" is no linear layer of {base.name}',
-                    where=where,
-                    remedy=did_you_mean(target, layers),
-                    param="train.lora_target_modules",
-                )
+        self.base(bases).require_layers(self.train.get("lora_target_modules") or (), where=where)
+        template = self.train.get("chat_template")
+        if template and template not in (known := (*PromptFormats.builtin().names(), BASE)):
+            raise Invalid(
+                f'prompt format "{template}" is not known here',
+                where=where,
+                remedy=did_you_mean(str(template), known),
+                param="train.chat_template",
+            )
         if self.deploy is not None:
             require_servable(self.train, serves_merged=serves_merged, where=where)
 
@@ -106,6 +106,37 @@ class JobRequest:
         """
         wanted = self.train.get("base_model")
         return bases.get(str(wanted), param="train.base_model") if wanted else bases.get(bases.names()[0])
+
+    def require_renderable(
+        self, *, prompt_format: str, row_formats: Sequence[str], with_tools: int, where: str
+    ) -> None:
+        """Refuses a dataset whose records could not be trained on as the model would be asked.
+
+        Args:
+            prompt_format: the publication's; empty where it names none.
+            row_formats: those that records name as their own.
+            with_tools: records that declare tools.
+
+        Raises:
+            Invalid: records name a format and the job names none, or declare tools, which no format renders.
+        """
+        other = [name for name in row_formats if name != BASE]
+        if other and not (prompt_format or self.train.get("chat_template")):
+            raise Invalid(
+                f"records name their own prompt format ({', '.join(other)}) and the job names none: they would be "
+                "trained on in that, and the model asked in the base model's own",
+                where=where,
+                remedy='Publish the dataset with "prompt_format", the one to be served with.',
+                param="prompt_format",
+            )
+        if with_tools:
+            raise Invalid(
+                f"{with_tools} records declare tools, which no prompt format here renders: the model would not learn "
+                "what it may call",
+                where=where,
+                remedy='Leave "tools" out of the records, or set it aside: "columns": {"tools": "unused_tools"}.',
+                param="tools",
+            )
 
     def resolve(
         self, bases: BaseModels, *, version: str, records: int, prompt_format: str, ranks: int, where: str
@@ -120,7 +151,7 @@ class JobRequest:
         if self.openai:
             train |= auto_hyperparameters(self.openai.get("hyperparameters") or {}, train, records=records, ranks=ranks)
         seed = self.openai.get("seed")  # an int or None, by _check_openai
-        named = prompt_format or str(train.get("chat_template") or "base")
+        named = prompt_format or str(train.get("chat_template") or BASE)
         config = TrainConfig.resolve(
             train, base_model=base.name, prompt_format=named, seed=_SEED if seed is None else seed, where=where
         )

@@ -141,6 +141,23 @@ def test_recipes_that_differ_in_their_name_alone_are_one(stack: Any) -> None:
     assert names == {"a": "verbatim", "b": "inline", "c": "mine", "d": "mine"}
 
 
+def test_a_row_that_misspells_its_own_prompt_format_is_named_and_the_others_keep_theirs(stack: Any) -> None:
+    """Also where a retry reads the sources again: other records would be other batches."""
+    rows = [{"instruction": "hi", "output": "yo", "prompt_type": name} for name in ("human_bot", "humen_bot")]
+    stack.start_ingestion()
+    message = {"dataset": "own", "records": [*rows, {"instruction": "hi", "output": "yo"}], "prompt_format": "chatml"}
+    stack.publish(message)
+    stack.until(lambda: len(stack.announced()) == 1)
+    stack.set_state(stack.accepted()[0], DATASET_STATE_FAILED)
+    stack.publish({"dataset": "own", "retry": stack.accepted()[0].publication})
+    stack.until(lambda: len(stack.announced()) == 2)
+    for source in stack.announced():
+        assert (source.used, source.rejected) == (2, 1)
+        assert source.samples[0].startswith('records.jsonl line 2: names the prompt format "humen_bot"')
+    batches = [read_table(raw.value or b"") for raw in stack.broker.messages("records.raw")]
+    assert [batch["prompt_format"].to_pylist() for batch in batches] == [["human_bot", None]] * 2
+
+
 def test_reading_the_topic_again_repeats_no_finished_publication(stack: Any) -> None:
     stack.start_formatting()
     stack.start_ingestion()

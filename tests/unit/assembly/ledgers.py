@@ -64,13 +64,15 @@ def segment(
     first: int,
     answers: Sequence[str],
     licences: Sequence[str] = (),
+    **more: str,
 ) -> BatchEntry:
-    """A segment in the store, an answer a record; an empty answer is a rejected record. Licences go round."""
+    """A segment in the store, an answer a record; an empty answer is a rejected record. Licences go round; ``more``
+    stands in each."""
     rows = []
     for place, answer in enumerate(answers):
         license_ = licences[place % len(licences)] if licences else None
         turns = (Message("user", f"question {answer}"), Message("assistant", answer))
-        record = Record(first + place, turns, license=license_)
+        record = Record(first + place, turns, license=license_, **more)
         kept = bool(answer)
         rows.append(
             {

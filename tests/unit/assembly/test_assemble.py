@@ -19,9 +19,16 @@ Answers = st.lists(st.sampled_from(["a", "b", "c", "d", "e", ""]), min_size=1, m
 
 
 def plan(
-    blobs: BlobStore, batches: list[tuple[int, int, list[str]]], licences: Sequence[str] = (), **settings: object
+    blobs: BlobStore,
+    batches: list[tuple[int, int, list[str]]],
+    columns: dict[str, str] | None = None,
+    licences: Sequence[str] = (),
+    **settings: object,
 ) -> AssemblyPlan:
-    entries = [segment(blobs, publication(), source, first, answers, licences) for source, first, answers in batches]
+    entries = [
+        segment(blobs, publication(), source, first, answers, licences, **(columns or {}))
+        for source, first, answers in batches
+    ]
     return AssemblyPlan(
         storage_url="memory://",
         prefix="publications/default/pub-faq",
@@ -121,6 +128,47 @@ def test_the_manifest_names_the_licence_of_every_record_and_of_what_is_mixed_in(
     (mixed,) = manifest["mixed_in"]
     assert (mixed["dataset"], mixed["manifest"], mixed["records"]) == ("b", b.manifest, 5)
     assert {entry["license"]: entry["records"] for entry in mixed["licenses"]} == {"CC-BY-NC-4.0": 2, "MIT": 2, "": 1}
+
+
+def records_in(blobs: BlobStore, manifest: str) -> list[tuple[str | None, str]]:
+    """Own format and digest of the training records."""
+    shards = orjson.loads(blobs.get(manifest))["splits"]["train"]["shards"]
+    tables = [pq.read_table(blobs.stream(shard["key"])) for shard in shards]
+    return [pair for t in tables for pair in zip(t["prompt_format"].to_pylist(), t["digest"].to_pylist(), strict=True)]
+
+
+def test_a_version_says_which_formats_its_records_name_and_how_many_declare_tools() -> None:
+    blobs = MemoryBlobStore()
+    tools = '[{"function":{"name":"w"},"type":"function"}]'
+    version = assemble(plan(blobs, [(0, 0, ["a", "b"])], {"prompt_format": "human_bot", "tools": tools}), blobs)
+    plain = assemble(plan(blobs, [(0, 0, ["a", "b"])]), blobs)
+
+    assert (list(version.row_formats), version.with_tools) == (["human_bot"], 2)
+    assert (list(plain.row_formats), plain.with_tools) == ([], 0)
+    assert orjson.loads(blobs.get(version.manifest))["row_formats"] == ["human_bot"]
+
+
+def test_a_format_that_a_row_names_itself_goes_along_when_it_is_mixed_in() -> None:
+    blobs = MemoryBlobStore()
+    made = plan(blobs, [(0, 0, ["x"])], {"prompt_format": "human_bot"}, head={"prompt_format": "human_bot"})
+    other = assemble(made, blobs)
+    mixed = assemble(plan(blobs, [(0, 0, ["a"])], mix=[MixIn("other", other.version, other.manifest, 1.0)]), blobs)
+
+    assert list(mixed.row_formats) == ["human_bot"]
+
+
+def test_a_format_that_older_rows_have_from_their_publication_stays_behind_when_they_are_mixed_in() -> None:
+    """Before manifests named the rows' formats, ingestion wrote the publication's into every row."""
+    blobs = MemoryBlobStore()
+    made = plan(blobs, [(0, 0, ["x"])], {"prompt_format": "human_bot"}, head={"prompt_format": "human_bot"})
+    stored = orjson.loads(blobs.get(assemble(made, blobs).manifest))
+    del stored["row_formats"]
+    blobs.put("older.json", orjson.dumps(stored))
+    mixed = assemble(plan(blobs, [(0, 0, ["a"])], mix=[MixIn("other", stored["version"], "older.json", 1.0)]), blobs)
+    bare = assemble(plan(blobs, [(0, 0, ["x", "a"])]), blobs)
+
+    assert list(mixed.row_formats) == []
+    assert sorted(records_in(blobs, mixed.manifest)) == sorted(records_in(blobs, bare.manifest))
 
 
 def test_another_attempt_makes_the_same_version_beside_the_first() -> None:

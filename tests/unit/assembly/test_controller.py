@@ -28,6 +28,18 @@ def test_a_whole_dataset_becomes_ready_and_is_announced_once(world: World) -> No
     assert world.count(topics.DATASETS_READY) == 1
 
 
+def test_a_ready_dataset_says_which_formats_its_records_name(world: World) -> None:
+    made = publication()
+    world.event(accepted(made))
+    world.event(announced(made, 0, 1))
+    world.entry(segment(world.blobs, made, 0, 0, ["a"], prompt_format="human_bot"))
+    with world.controller() as controller:
+        turn_until(controller, state_is(ds.DATASET_STATE_READY))
+        snapshot = controller.snapshots()["pub-faq"]
+
+    assert (list(snapshot.row_formats), snapshot.with_tools) == (["human_bot"], 0)
+
+
 def test_a_restart_on_a_finished_stack_does_nothing(world: World) -> None:
     publish(world, ["a", "b"])
     with world.controller() as controller:

@@ -13,6 +13,8 @@ from shortstack.gateway.chat.parameters import answer_budget, tgi_parameters
 from shortstack.gateway.chat.requests import AnswerRequest, Sampling, read_chat, read_completion, read_ihop
 from shortstack.gateway.errors import ApiError
 from shortstack.gateway.routing.table import ServedModel
+from shortstack.ingestion.families.conversations import MESSAGES
+from shortstack.prompts.formats import PromptFormats
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 JSON = st.recursive(
@@ -89,10 +91,31 @@ def test_a_raw_completion_does_not_end_at_the_formats_stops() -> None:
     assert "stop" not in tgi_parameters(read_completion({"model": "m", "prompt": "x"}), model, 1)
 
 
-def test_tool_calls_of_the_past_are_kept_as_json() -> None:
-    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    messages = [{"role": "assistant", "content": None, "tool_calls": calls}]
-    assert '"name":"f"' in (read_chat({**BODY, "messages": messages}, 8).messages[0].tool_calls or "")
+@pytest.mark.parametrize("prompt_format", ["chatml", "human_bot", "vicuna"])
+@given(order=st.permutations(["id", "type", "function"]), said=st.sampled_from([None, "", "Let me see."]))
+def test_tool_calls_of_the_past_are_asked_with_as_they_were_trained(
+    prompt_format: str, order: list[str], said: str | None
+) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    past: list[dict[str, Any]] = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": said, "tool_calls": [{key: call[key] for key in order}]},
+        {"role": "tool", "content": "sunny", "tool_call_id": "c1"},
+    ]
+    asked = read_chat({**BODY, "messages": past}, 8).messages
+    trained = MESSAGES.compile({"messages": [*past, {"role": "assistant", "content": "Sunny."}]}).messages
+    spoken = PromptFormats.builtin().get(prompt_format)
+    assert spoken.text(trained).startswith(spoken.prompt(asked))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [({"tool_calls": {"id": "1"}}, "tool_calls"), ({"function_call": {"name": "f"}}, "function_call")],
+)
+def test_calls_in_another_shape_are_refused_and_not_dropped(wrong: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        read_chat({**BODY, "messages": [{"role": "assistant", "content": "", **wrong}]}, 8)
+    assert (refused.value.status, refused.value.param) == (400, f"messages[0].{param}")
 
 
 @pytest.mark.parametrize("stop", ["", [""], ["END", ""]])

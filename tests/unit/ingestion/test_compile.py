@@ -173,3 +173,43 @@ def test_a_date_that_python_has_not_costs_its_row_alone(tmp_path: Path) -> None:
     bad, used = malformed_of(tmp_path / "dates.parquet")
     assert (bad.place, used) == ("row 2", 2)
     assert 'column "at"' in bad.reason
+
+
+def rows_with_formats(path: Path, *formats: str | None) -> Path:
+    rows = [{"instruction": "hi", "output": "yo", **({"prompt_type": name} if name else {})} for name in formats]
+    path.write_bytes(b"\n".join(orjson.dumps(row) for row in rows))
+    return path
+
+
+def test_a_record_carries_only_the_format_that_its_own_row_names(tmp_path: Path) -> None:
+    """What the publication says is the job's to say: another dataset that mixes the record in says something else."""
+    path = rows_with_formats(tmp_path / "h2o.jsonl", None, "human_bot", "chatml")
+    job = CompileJob("h2o.jsonl", prompt_format="chatml", prompt_formats=("chatml", "human_bot"))
+    (cut,) = (event for event in compile_source(path, job) if isinstance(event, Cut))
+    assert cut.table["prompt_format"].to_pylist() == [None, "human_bot", "chatml"]
+
+
+def test_a_row_with_a_format_that_is_not_known_is_malformed_by_line_with_the_nearest(tmp_path: Path) -> None:
+    path = rows_with_formats(tmp_path / "h2o.jsonl", "human_bot", "humen_bot")
+    events = list(compile_source(path, CompileJob("h2o.jsonl", prompt_formats=("chatml", "human_bot"))))
+    (bad,) = (event for event in events if isinstance(event, Malformed))
+    assert bad.place == "line 2"
+    assert "humen_bot" in bad.reason
+    assert "human_bot" in bad.reason.replace("humen_bot", "")
+    assert events[-1] == Done(items=2, used=1, rejected=1, records=1, batches=1)
+
+
+def test_a_publication_is_cut_as_it_was_when_its_records_carried_its_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of an attempt that began before are sent again; other ones would not tile with those that are there."""
+    path = rows_with_formats(tmp_path / "h2o.jsonl", *[None] * 5)
+    (one,) = (event for event in compile_source(path, CompileJob("h2o.jsonl")) if isinstance(event, Cut))
+    record = next(iter(records_of(one.table)))
+    once = len(orjson.dumps({**record.row(), "prompt_format": "human_bot"}))
+    monkeypatch.setattr(compile_module, "BATCH_BYTES", 2 * once)
+    job = CompileJob("h2o.jsonl", prompt_format="human_bot", prompt_formats=("human_bot",))
+    cuts = [event.count for event in compile_source(path, job) if isinstance(event, Cut)]
+    monkeypatch.setattr(compile_module, "BATCH_BYTES", 2 * once - 1)
+    smaller = [event.count for event in compile_source(path, job) if isinstance(event, Cut)]
+    assert (cuts, smaller) == ([2, 2, 1], [1, 1, 1, 1, 1])

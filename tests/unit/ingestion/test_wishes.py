@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortstack.core.errors import Invalid, Poison
+from shortstack.declarations.base_models import BaseModels
 from shortstack.declarations.deploy import DeployWish
 from shortstack.declarations.publication import PublicationMessage, parse_publication
 from shortstack.declarations.recipe import STEPS, Recipe
@@ -19,7 +21,7 @@ from shortstack.ingestion.publishing.wishes import Wish, WishChecker
 from shortstack.ingestion.sources.policy import SourcePolicy
 from shortstack.storage.blobs import MemoryBlobStore
 
-CHECKER = WishChecker(["chatml"], ["tiny"], lambda uri, owner: b"")
+CHECKER = WishChecker(["chatml", "plain"], BaseModels({"tiny": Path("absent")}), lambda uri, owner: b"")
 FIELDS = sorted({field for step in STEPS.values() for field in step.model_fields})
 
 ODD = '2001-99-99|25:00:00|2001-01-01 |0b|0o9|1_e|.nan|!!binary zz|&a |*a|[|{|}|]|: |\n|\t|\0|<<: |\'|"\\ud800"|"'
@@ -84,6 +86,40 @@ def test_a_pattern_that_formatting_cannot_run_is_refused_before_it_is_frozen(pat
     with pytest.raises(Invalid, match="not an RE2 expression") as refused:
         check({"dataset": "faq", "source": "a.jsonl", "recipe": {"steps": steps}})
     assert refused.value.param == "recipe.steps[1].pattern"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param", "remedy"),
+    [
+        ({"train": {"chat_template": "chatmll"}}, "train.chat_template", 'Did you mean "chatml"'),
+        (
+            {"train": {"chat_template": "plain"}, "prompt_format": "chatml"},
+            "train.chat_template",
+            "Leave chat_template",
+        ),
+        ({"train": {"lora_target_modules": ["q_prj"]}}, "train.lora_target_modules", 'Did you mean "q_proj"'),
+        ({"train": {"datasets": [{"path": "other"}]}}, "train.datasets", "mix"),
+        ({"train": {"output_dir": "/etc"}}, "train.output_dir", "Leave it out"),
+    ],
+    ids=["format", "two formats", "layer", "datasets", "folder"],
+)
+def test_what_would_fail_in_training_or_mean_nothing_is_refused(
+    tmp_path: Path, wrong: dict[str, Any], param: str, remedy: str
+) -> None:
+    (tmp_path / "manifest.json").write_text('{"linear_layers": ["q_proj", "v_proj"]}')
+    checker = WishChecker(["chatml", "plain"], BaseModels({"tiny": tmp_path}), lambda uri, owner: b"")
+
+    def checked(message: dict[str, Any]) -> Wish:
+        parsed = parse_publication({"dataset": "faq", "source": "a.jsonl", **message})
+        assert isinstance(parsed, PublicationMessage)
+        return checker.check(parsed, "default")
+
+    with pytest.raises(Invalid) as refused:
+        checked(wrong)
+    assert (refused.value.where, refused.value.param) == ("dataset faq", param)
+    assert remedy in refused.value.remedy
+    right = {"chat_template": "chatml", "lora_target_modules": ["self_attn.q_proj"]}
+    assert checked({"train": right, "prompt_format": "chatml"}).train_json
 
 
 ADDRESS = st.lists(

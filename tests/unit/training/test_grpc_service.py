@@ -179,6 +179,8 @@ def test_nobody_submits_for_another_owner_by_the_request(world: World, stub: Any
     [
         ({"train": {"base_model": "tiny-lama"}}, 'Did you mean "tiny-llama"', "train.base_model"),
         ({"train": {"lora_target_modules": ["q_prj"]}}, 'Did you mean "q_proj"', "train.lora_target_modules"),
+        ({"train": {"chat_template": "chatmll"}}, 'Did you mean "chatml"', "train.chat_template"),
+        ({"train": {"output_dir": "/etc"}}, "Leave it out", "train.output_dir"),
         ({"train": {"lora_target_modules": ["embed_tokens"]}}, "no linear layer", "train.lora_target_modules"),
         ({"train": {"lora_rr": 4}}, "lora_r", "lora_rr"),
         ({"train": {"adapter": None}, "deploy": {}}, "adapter", "train.adapter"),

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import orjson
 
+from shortstack.core.digest import canonical_json
 from shortstack.core.errors import did_you_mean
 from shortstack.gateway.chat.fields import flag, integer, number, required_string, string_list
 from shortstack.gateway.errors import invalid, unsupported
@@ -205,12 +206,24 @@ def _message(value: Any, index: int) -> Message:
             f"{where}.role",
             "invalid_value",
         )
-    calls = value.get("tool_calls") if role == "assistant" else None
+    if value.get("function_call"):
+        raise unsupported(f"{where}.function_call", "Write it as tool_calls.")
+    calls = _tool_calls(value, where) if role == "assistant" else None
     content = "" if value.get("content") is None and calls else _content(value.get("content"), f"{where}.content")
     name = value.get("name")
     if name is not None and not isinstance(name, str):
         raise invalid(f"Invalid type for '{where}.name': expected a string.", f"{where}.name", "invalid_type")
-    return Message(role, content, name, tool_calls=orjson.dumps(calls).decode() if calls else None)
+    return Message(role, content, name, tool_calls=calls)
+
+
+def _tool_calls(message: Mapping[str, Any], where: str) -> str | None:
+    """Calls of the past in the one form that training has them in, since they stand in the text."""
+    calls = message.get("tool_calls")
+    if calls is not None and not isinstance(calls, list):
+        raise invalid(
+            f"Invalid type for '{where}.tool_calls': expected an array.", f"{where}.tool_calls", "invalid_type"
+        )
+    return canonical_json(calls).decode() if calls else None
 
 
 def _messages(body: Mapping[str, Any], most: int) -> tuple[Message, ...]:

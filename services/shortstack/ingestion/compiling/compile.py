@@ -7,7 +7,7 @@ Law: items = used + rejected.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from typing import Any, Final
 import orjson
 import pyarrow as pa
 
-from shortstack.core.errors import Invalid
+from shortstack.core.errors import Invalid, did_you_mean
 from shortstack.ingestion.families.family import Family
 from shortstack.ingestion.families.registry import FAMILIES, UNKNOWN_FAMILY, detect_family, rename
 from shortstack.ingestion.reading.items import Item, Limits, Malformed, Unreadable
@@ -46,7 +46,10 @@ class CompileJob:
         file_format: reader by name; empty to detect.
         family: family by name; empty to detect.
         columns: column given → column meant.
-        prompt_format, license: of the publication; a record's own column wins.
+        prompt_format: of the publication. A record carries only a format that its own row names: what the publication
+            says is the job's to say, and another dataset that mixes the record in says something else.
+        prompt_formats: names that a row may give as its own; empty where any may stand.
+        license: of the publication; a record's own column wins.
         fail_on_malformed: stop at the first malformed item (recipe field ``malformed: fail``).
     """
 
@@ -55,6 +58,7 @@ class CompileJob:
     family: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     prompt_format: str = ""
+    prompt_formats: Sequence[str] = ()
     license: str = ""
     fail_on_malformed: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -165,7 +169,7 @@ def _compile(
         return item
     try:
         record = _record(item.value, family, job, seq)
-        size = len(orjson.dumps(record.row()))
+        size = _size(record, job)
         if size > MAX_RECORD_BYTES:
             raise Invalid(f"is {size} bytes as a record; at most {MAX_RECORD_BYTES}")
     except Invalid as error:
@@ -183,17 +187,31 @@ def _record(value: Any, family: Family | None, job: CompileJob, seq: int) -> Rec
     if family is None:
         raise Invalid(f"belongs to no family ({UNKNOWN_FAMILY})")
     draft = family.compile(rename(value, job.columns))
+    if draft.prompt_format and job.prompt_formats and draft.prompt_format not in job.prompt_formats:
+        raise Invalid(
+            f'names the prompt format "{draft.prompt_format}", which is not known here',
+            remedy=did_you_mean(draft.prompt_format, job.prompt_formats),
+            param="prompt_format",
+        )
     return Record(
         seq=seq,
         messages=draft.messages,
         tools=draft.tools,
-        prompt_format=draft.prompt_format or job.prompt_format or None,
+        prompt_format=draft.prompt_format or None,
         category=draft.category,
         tags=draft.tags,
         source=draft.source or job.name,
         license=draft.license or job.license or None,
         metadata=draft.metadata,
     )
+
+
+def _size(record: Record, job: CompileJob) -> int:
+    """Bytes of the record as JSON, with the publication's format where it has none of its own.
+
+    Batches are cut by it, and every record once carried that format: so a publication is cut now as it was then.
+    """
+    return len(orjson.dumps({**record.row(), "prompt_format": record.prompt_format or job.prompt_format or None}))
 
 
 _RAW: Final = 2000

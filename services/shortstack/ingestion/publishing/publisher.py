@@ -84,7 +84,13 @@ def rejected_object(publication: Publication, source: int) -> str:
     return f"{folder}/{source}.{publication.attempt}.jsonl.zst"
 
 
-def plan_of(wish: Wish, pinned: Sequence[Pinned], requested_at: datetime, limits: Limits) -> Plan:
+def plan_of(
+    wish: Wish,
+    pinned: Sequence[Pinned],
+    requested_at: datetime,
+    limits: Limits,
+    prompt_formats: Sequence[str] = (),
+) -> Plan:
     """The plan of a publication, at its first attempt. Pure: equal wishes and sources give equal publications."""
     digest = wish.recipe.digest()
     publication = Publication(
@@ -112,6 +118,7 @@ def plan_of(wish: Wish, pinned: Sequence[Pinned], requested_at: datetime, limits
             family=wish.family,
             columns=wish.columns,
             prompt_format=wish.prompt_format,
+            prompt_formats=prompt_formats,
             license=wish.license,
             fail_on_malformed=wish.recipe.malformed == "fail",
             limits=limits,
@@ -134,7 +141,7 @@ def _source(wish: Wish, ordinal: int, source: Pinned) -> PinnedSource:
     )
 
 
-def plan_again(publication: Publication, limits: Limits) -> Plan:
+def plan_again(publication: Publication, limits: Limits, prompt_formats: Sequence[str] = ()) -> Plan:
     """The plan of a publication that was accepted before, from its snapshot: the same records, the same batches."""
     columns = orjson.loads(publication.columns_json) if publication.columns_json else {}
     recipe = orjson.loads(publication.recipe_json)
@@ -145,6 +152,7 @@ def plan_again(publication: Publication, limits: Limits) -> Plan:
             family=source.family,
             columns=columns,
             prompt_format=publication.prompt_format,
+            prompt_formats=prompt_formats,
             license=publication.license,
             fail_on_malformed=recipe.get("malformed") == "fail",
             limits=limits,

@@ -123,7 +123,7 @@ class Requests:
         return [address for uri in message.source.addresses for address in self._policy.resolve(uri, owner)]
 
     def _order(self, wish: Wish, pinned: list[Pinned], requested_at: datetime) -> Order:
-        plan = plan_of(wish, pinned, requested_at, self._limits)
+        plan = plan_of(wish, pinned, requested_at, self._limits, self._checker.prompt_formats)
         self._state.wait_caught_up(self._wait_s)
         snapshot = self._state.get(plan.publication.publication)
         return Order(plan, decide(snapshot, requested_at))
@@ -143,7 +143,7 @@ class Requests:
         publication.CopyFrom(snapshot.publication)  # the reader's own must stay as it is: the next decision is by it
         if decision.attempt != publication.attempt:
             publication.accepted_at.FromDatetime(requested_at)
-        return Order(plan_again(publication, self._limits), decision)
+        return Order(plan_again(publication, self._limits, self._checker.prompt_formats), decision)
 
     def _part(self, message: PartMessage, owner: str, requested_at: datetime) -> Order | None:
         where = f"dataset {message.dataset}, upload {message.upload}"

@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 from shortstack.core.digest import canonical_json, identity
 from shortstack.core.errors import Invalid, did_you_mean
+from shortstack.declarations.base_models import BaseModels
 from shortstack.declarations.deploy import DeployWish, require_servable
 from shortstack.declarations.patterns import check_patterns
 from shortstack.declarations.publication import PublicationMessage
 from shortstack.declarations.recipe import RECIPES, Recipe, parse_recipe
-from shortstack.declarations.train import TrainConfig
+from shortstack.declarations.train import TrainConfig, refuse_what_is_set_here
 
 __all__ = ["BASE_FORMAT", "RecipeReader", "Wish", "WishChecker"]
 
@@ -70,7 +71,7 @@ class WishChecker:
 
     Args:
         prompt_formats: names of declared prompt formats.
-        base_models: names and aliases of base models that may be trained.
+        bases: the base models that may be trained.
         read_recipe: for ``{"recipe": {"uri": …}}``.
         serves_merged: whether the servers here take whole models, not adapters alone.
     """
@@ -78,15 +79,20 @@ class WishChecker:
     def __init__(
         self,
         prompt_formats: Sequence[str],
-        base_models: Sequence[str],
+        bases: BaseModels,
         read_recipe: RecipeReader,
         *,
         serves_merged: bool = False,
     ) -> None:
         self._formats = (*prompt_formats, BASE_FORMAT)
-        self._models = tuple(base_models)
+        self._bases = bases
         self._read_recipe = read_recipe
         self._serves_merged = serves_merged
+
+    @property
+    def prompt_formats(self) -> tuple[str, ...]:
+        """Names that a publication, or a row of it, may give."""
+        return self._formats
 
     def check(self, message: PublicationMessage, owner: str, *, file_format: str | None = None) -> Wish:
         """Everything a message wishes but its records.
@@ -108,7 +114,7 @@ class WishChecker:
             columns=message.columns or {},
             prompt_format=message.prompt_format or "",
             license=message.license or "",
-            train_json=self._train(message.train, where),
+            train_json=self._train(message.train, message.prompt_format, where),
             deploy_json=self._deploy(message.deploy),
             job=message.job or "",
         )
@@ -127,16 +133,33 @@ class WishChecker:
         check_patterns(recipe, where=where)
         return recipe
 
-    def _train(self, given: dict[str, Any] | None, where: str) -> str:
+    def _train(self, given: dict[str, Any] | None, prompt_format: str | None, where: str) -> str:
         if given is None:
             return ""
         config = TrainConfig.parse(given)
+        refuse_what_is_set_here(given, where=where)
         if config.base_model is not None:
-            self._known("base model", config.base_model, self._models, "train.base_model", where)
+            self._known("base model", config.base_model, self._bases.known(), "train.base_model", where)
+        if config.lora_target_modules:
+            base = self._bases.get(config.base_model or self._bases.names()[0])
+            base.require_layers(config.lora_target_modules, where=where)
+        if config.chat_template is not None:
+            self._template(config.chat_template, prompt_format, where)
         packed = canonical_json(given)
         if len(packed) > _MAX_WISH:
             raise Invalid(f'"train" is {len(packed)} bytes; at most {_MAX_WISH}', where=where, param="train")
         return packed.decode()
+
+    def _template(self, given: str, prompt_format: str | None, where: str) -> None:
+        """The settings' name of the prompt format; it may repeat the publication's, and not contradict it."""
+        self._known("prompt format", given, self._formats, "train.chat_template", where)
+        if prompt_format is not None and given != prompt_format:
+            raise Invalid(
+                f'"train.chat_template" is "{given}", and "prompt_format" is "{prompt_format}"',
+                where=where,
+                remedy="Leave chat_template out of train.",
+                param="train.chat_template",
+            )
 
     @staticmethod
     def _deploy(given: dict[str, Any] | None) -> str:

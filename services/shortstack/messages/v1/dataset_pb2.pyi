@@ -547,6 +547,8 @@ class DatasetSnapshot(_message.Message):
     DUPLICATES_FIELD_NUMBER: _builtins.int
     MIX_FIELD_NUMBER: _builtins.int
     OPENED_AT_FIELD_NUMBER: _builtins.int
+    ROW_FORMATS_FIELD_NUMBER: _builtins.int
+    WITH_TOOLS_FIELD_NUMBER: _builtins.int
     state: Global___DatasetState.ValueType
     version: _builtins.str
     """Digest of the output and the key of its manifest, once ready."""
@@ -562,6 +564,7 @@ class DatasetSnapshot(_message.Message):
     """Short name of the failure, such as invalid_training_file."""
     duplicates: _builtins.str
     """Key of the object that lists the duplicates, with the record that each repeats."""
+    with_tools: _builtins.int
     @_builtins.property
     def publication(self) -> Global___Publication: ...
     @_builtins.property
@@ -581,6 +584,10 @@ class DatasetSnapshot(_message.Message):
         """Append time of the request that opened this attempt. In a snapshot `publication.accepted_at` is that of the newest
         request for it: a name stands for what was asked for last.
         """
+
+    @_builtins.property
+    def row_formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prompt formats that records of the version name as their own, and how many of its records declare tools."""
 
     def __init__(
         self,
@@ -602,10 +609,12 @@ class DatasetSnapshot(_message.Message):
         duplicates: _builtins.str = ...,
         mix: _abc.Iterable[Global___MixedVersion] | None = ...,
         opened_at: _timestamp_pb2.Timestamp | None = ...,
+        row_formats: _abc.Iterable[_builtins.str] | None = ...,
+        with_tools: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "opened_at", b"opened_at", "publication", b"publication", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_operator", b"accepted_by_operator", "announced", b"announced", "code", b"code", "counts", b"counts", "duplicates", b"duplicates", "formatted", b"formatted", "manifest", b"manifest", "message", b"message", "mix", b"mix", "opened_at", b"opened_at", "publication", b"publication", "reasons", b"reasons", "remedy", b"remedy", "state", b"state", "updated_at", b"updated_at", "version", b"version", "wishes", b"wishes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_operator", b"accepted_by_operator", "announced", b"announced", "code", b"code", "counts", b"counts", "duplicates", b"duplicates", "formatted", b"formatted", "manifest", b"manifest", "message", b"message", "mix", b"mix", "opened_at", b"opened_at", "publication", b"publication", "reasons", b"reasons", "remedy", b"remedy", "row_formats", b"row_formats", "state", b"state", "updated_at", b"updated_at", "version", b"version", "wishes", b"wishes", "with_tools", b"with_tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

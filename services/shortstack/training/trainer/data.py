@@ -66,6 +66,7 @@ def _read(plan: RunPlan, *, keep: bool) -> tuple[TrainConfig, ServedFormat, Trai
         return TrainingRows.build(
             read_records(paths),
             encoders,
+            prompt_format=plan.prompt_format,
             sequence_len=config.sequence_len,
             drop_long=config.excess_length_strategy == "drop",
             train_on_inputs=config.train_on_inputs,

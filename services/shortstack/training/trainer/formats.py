@@ -72,7 +72,7 @@ class FormatsOfRows(Mapping[str | None, Encoder]):
     """Encoders by the format that a record names, loaded when first met; ``None`` is the job's."""
 
     def __init__(self, job: ServedFormat, model_dir: Path, created: datetime) -> None:
-        self._encoders: dict[str | None, Encoder] = {None: job.encoder}
+        self._encoders: dict[str | None, Encoder] = {None: job.encoder, job.format.name: job.encoder}
         self._model_dir = model_dir
         self._created = created
 

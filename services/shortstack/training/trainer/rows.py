@@ -21,7 +21,7 @@ from shortstack.records.message import Message
 
 __all__ = ["Encoder", "Rejection", "RowReport", "TrainingRow", "TrainingRows", "hold_back", "read_records"]
 
-_OPTIONAL_COLUMNS: Final = ("prompt_format",)
+_OPTIONAL_COLUMNS: Final = ("prompt_format", "tools")
 _SHOWN: Final = 20
 _READ_ROWS: Final = 1024
 """Records in memory at once as Python objects, which take many times what they take in their file."""
@@ -52,11 +52,12 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One record of the dataset: where it stands, its turns, and its own format if it names one."""
+    """One record of the dataset: where it stands, its turns, its own format if it names one, the tools it declares."""
 
     place: str
     messages: tuple[Message, ...]
     prompt_format: str | None = None
+    tools: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class TrainingRows:
         records: Iterator[Conversation],
         encoders: Mapping[str | None, Encoder],
         *,
+        prompt_format: str,
         sequence_len: int,
         drop_long: bool,
         train_on_inputs: bool,
@@ -139,12 +141,14 @@ class TrainingRows:
 
         Args:
             encoders: by the format that a record names; ``None`` is the job's.
+            prompt_format: name of the job's. Records of another are trained on, and their prompts are nobody's to ask.
             keep: False counts, and lets rows and prompts go.
         """
         built = cls([], RowReport(), [])
         for record in records:
             built.report.records += 1
             try:
+                _require_renderable(record)
                 encoded = encoders[record.prompt_format].rows(record.messages, train_on_inputs=train_on_inputs)
             except Poison as error:
                 built.report.reject(Rejection(record.place, "not_renderable", str(error)))
@@ -153,7 +157,7 @@ class TrainingRows:
             kept = [built._take(record.place, row, sequence_len, drop_long, keep) for row in encoded]
             if not encoded:
                 built.report.reject(Rejection(record.place, "no_trained_token", "no assistant turn carries loss"))
-            if keep and any(kept) and record.prompt_format is None:
+            if keep and any(kept) and record.prompt_format in (None, prompt_format):
                 built.prompts.append(_prompt(record.messages))
         return built
 
@@ -181,6 +185,17 @@ class TrainingRows:
         return True
 
 
+def _require_renderable(record: Conversation) -> None:
+    """Raises Invalid for a record that declares tools: they belong to what is asked, and no format renders them."""
+    if record.tools:
+        raise Invalid(
+            "declares tools, which no prompt format renders",
+            where=record.place,
+            remedy="Leave tools out.",
+            param="tools",
+        )
+
+
 def _prompt(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     first = next(index for index, message in enumerate(messages) if message.role == "assistant")
     return messages[:first]
@@ -206,7 +221,7 @@ def read_records(paths: Sequence[Path]) -> Iterator[Conversation]:
             for row in batch.to_pylist():
                 place = f"{path.name} row {index}"
                 messages = tuple(Message.parse(_clean(value), where=place) for value in row["messages"])
-                yield Conversation(place, messages, row.get("prompt_format"))
+                yield Conversation(place, messages, row.get("prompt_format"), row.get("tools"))
                 index += 1
 
 

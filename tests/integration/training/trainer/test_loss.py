@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shortstack.records.message import Message
+from shortstack.records.schema import Record
+from shortstack.training.trainer.data import prepare
 from shortstack.training.trainer.formats import ServedFormat
+from shortstack.training.trainer.plan import RunPlan
 from shortstack.training.trainer.rows import Conversation, TrainingRows
 
 
@@ -16,7 +21,12 @@ def rows_of(base: Path, *answers: str) -> TrainingRows:
     served = ServedFormat.load("base", base, datetime(2026, 1, 1, tzinfo=UTC))
     conversations = [Conversation("here", (Message("user", "say"), Message("assistant", answer))) for answer in answers]
     return TrainingRows.build(
-        iter(conversations), {None: served.encoder}, sequence_len=64, drop_long=False, train_on_inputs=False
+        iter(conversations),
+        {None: served.encoder},
+        prompt_format="base",
+        sequence_len=64,
+        drop_long=False,
+        train_on_inputs=False,
     )
 
 
@@ -69,3 +79,16 @@ def test_an_answer_scores_in_one_pass_as_it_was_decoded_step_by_step(tiny_llama:
             assert margin >= -1e-4
     stopped = greedy(model, prompts, new_tokens=6, stop_ids=[answers[0][2]])
     assert stopped[0] == answers[0][: answers[0].index(answers[0][2]) + 1]
+
+
+@pytest.mark.parametrize("own", [None, "human_bot"], ids=["as ingestion writes rows", "as it once did"])
+def test_a_job_with_a_format_of_its_own_is_proven_by_the_datasets_prompts(
+    new_run: Callable[..., Any], own: str | None
+) -> None:
+    turns = (Message("user", "Who made you?"), Message("assistant", "Ann did."))
+    records = [Record(0, turns, prompt_format=own), Record(1, turns, prompt_format="chatml")]
+    run = new_run(prompt_format="human_bot", data=records)
+    prepared = prepare(RunPlan.read(run.folder / "plan.json"))
+    assert prepared.prompts == [turns[:1]] * 2  # of validation, then of training
+    assert "<human>: Who made you?" in prepared.served.decode(prepared.train[0].input_ids)
+    assert len(prepared.train) == 2

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,9 +48,15 @@ def conversation(user: str, answer: str | None, *, train: bool = True) -> Conver
 def build(
     *records: Conversation, sequence_len: int = 100, drop_long: bool = False, inputs: bool = False, keep: bool = True
 ) -> TrainingRows:
-    encoders = {None: LetterEncoder()}
+    encoders = dict.fromkeys((None, "job's", "other"), LetterEncoder())
     return TrainingRows.build(
-        iter(records), encoders, sequence_len=sequence_len, drop_long=drop_long, train_on_inputs=inputs, keep=keep
+        iter(records),
+        encoders,
+        prompt_format="job's",
+        sequence_len=sequence_len,
+        drop_long=drop_long,
+        train_on_inputs=inputs,
+        keep=keep,
     )
 
 
@@ -68,6 +74,20 @@ def test_rows_without_a_trained_token_are_rejected_with_a_reason() -> None:
     assert len(built.rows) == 1
     assert built.report.examples[2].detail == "messages[0]: no shouting"
     assert built.report.as_json()["rejected"] == {"no_trained_token": 2, "not_renderable": 1}
+
+
+def test_what_is_asked_of_the_model_are_the_prompts_of_the_format_it_is_served_with() -> None:
+    """Datasets stored by earlier versions carry the publication's format in every row."""
+    named = [replace(conversation(name, "x"), prompt_format=name) for name in ("job's", "other")]
+    built = build(conversation("ab", "x"), *named)
+    assert len(built.rows) == 3
+    assert [prompt[0].content for prompt in built.prompts] == ["ab", "job's"]
+
+
+def test_a_record_that_declares_tools_is_not_trained_without_them() -> None:
+    built = build(replace(conversation("ab", "cd"), tools='[{"type":"function"}]'), conversation("a", "b"))
+    assert (len(built.rows), built.report.rejected) == (1, {"not_renderable": 1})
+    assert "tools" in built.report.examples[0].detail
 
 
 def test_a_long_row_is_cut_or_dropped_and_counted() -> None:
@@ -112,12 +132,12 @@ def test_every_record_is_trained_or_rejected(pairs: list[tuple[str, str]], lengt
 def test_records_are_read_in_order_with_their_place(tmp_path: Path) -> None:
     turns = (Message("user", "q"), Message("assistant", "a", train=False))
     for name in ("b", "a"):
-        records = [Record(0, turns, prompt_format="chatml"), Record(1, turns)]
+        records = [Record(0, turns, prompt_format="chatml"), Record(1, turns, tools="[{}]")]
         pq.write_table(table_of(records), tmp_path / f"{name}.parquet")
     read = list(read_records([tmp_path / "b.parquet", tmp_path / "a.parquet"]))
     assert [record.place for record in read] == [f"{name}.parquet row {row}" for name in "ba" for row in (0, 1)]
     assert read[0] == Conversation("b.parquet row 0", turns, "chatml")
-    assert read[1].prompt_format is None
+    assert read[1] == Conversation("b.parquet row 1", turns, tools="[{}]")
 
 
 def test_files_that_hold_no_records_are_refused(tmp_path: Path) -> None:
