@@ -80,3 +80,9 @@ def test_notes_name_the_image_that_is_built_on_request_where_it_is_needed(tmp_pa
     assert "shortstack/tgi:0.1.0. `make images`" in notes(tmp_path)
     assert "TGI_IMAGE" not in notes(tmp_path, "serving.server.kind=embedded", "serving.server.gpus=0")
     assert "TGI_IMAGE" not in notes(tmp_path, "serving.server.image=team/tgi:1")
+
+
+def test_notes_give_other_namespaces_the_brokers_address_where_they_may_reach_it(tmp_path: Path) -> None:
+    who = "networkPolicy.kafkaFrom[0].namespaceSelector.matchLabels.team=a"
+    assert f"{FULL}-kafka.here.svc:9092" in notes(tmp_path, who)
+    assert "kafkaFrom" not in notes(tmp_path)
