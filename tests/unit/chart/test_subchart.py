@@ -52,6 +52,12 @@ def test_it_renders_whole_below_its_parents_values(parent: Path) -> None:
     assert all(of_kind(objects, "ConfigMap")["demo-shortstack-tests"]["data"].values())
 
 
+def test_pull_secrets_of_a_parent_may_have_the_shape_that_pods_have() -> None:
+    given = ("global.imagePullSecrets[0].name=regcred", "global.imagePullSecrets[1]=plain")
+    gateway = pod(render(*given, "image.pullSecrets={regcred,own}"), "gateway")
+    assert gateway.spec["imagePullSecrets"] == [{"name": "regcred"}, {"name": "plain"}, {"name": "own"}]
+
+
 def test_its_parent_may_switch_it_off_and_on(parent: Path) -> None:
     (parent / "templates" / "own.yaml").write_text("{apiVersion: v1, kind: ConfigMap, metadata: {name: own}}\n")
     off = render("shortstack.enabled=false", chart=parent)
