@@ -144,7 +144,7 @@ class UnderWay:
     def _is_in_its_midst(self) -> bool:
         row = self._newest()
         assert row["state"] not in {"failed", "cancelled"}, row
-        return row["state"] == "running" and step(row) > 0
+        return bool(row["state"] == "running" and step(row) > 0)
 
     def _newest(self) -> dict[str, Any]:
         """The newest run; before there is one, what it will begin with."""
