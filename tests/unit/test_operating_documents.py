@@ -68,6 +68,12 @@ def test_images_that_are_loaded_are_all_that_a_cluster_without_gpus_runs() -> No
         assert set(loop.split()) == runnable
 
 
+def test_a_kubeconfig_is_the_users_own_and_nobody_elses_to_read() -> None:
+    (exported,) = re.findall(r"export KUBECONFIG=(\S+)", TEXTS["install"])
+    assert exported.startswith("$HOME/")
+    assert re.search(r'\(umask 077 && .* > "\$KUBECONFIG"\)', TEXTS["install"])
+
+
 @BOTH
 def test_values_files_are_there(text: str) -> None:
     assert [
