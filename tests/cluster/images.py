@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tests.cluster.cluster import Cluster, lab, named_cluster
 
-__all__ = ["LabImages", "any_cluster", "image_values"]
+__all__ = ["LabImages", "any_cluster", "image_name", "image_values"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 REGISTRY: Final = "localhost"
@@ -51,6 +51,13 @@ def image_values(*, in_lab: bool) -> dict[str, Any]:
         return {"image.registry": REGISTRY}
     values: dict[str, Any] = json.loads(os.environ.get("SHORTSTACK_TEST_IMAGES", "{}"))
     return values
+
+
+def image_name(name: str) -> str:
+    """Full name of an image of the stack, as it is built for the lab: the version is its only tag."""
+    with (ROOT / "pyproject.toml").open("rb") as stream:
+        version = tomllib.load(stream)["project"]["version"]
+    return f"{PREFIX}/{name}:{version}"
 
 
 def any_cluster() -> Cluster | None:
@@ -99,9 +106,7 @@ class LabImages:
 
     def all(self) -> list[str]:
         """Full names of the images."""
-        with (ROOT / "pyproject.toml").open("rb") as stream:
-            version = tomllib.load(stream)["project"]["version"]
-        return [f"{PREFIX}/{name}:{version}" for name in NAMES]
+        return [image_name(name) for name in NAMES]
 
     def identity(self, image: str) -> str:
         """What buildah calls the image's present content."""

@@ -18,7 +18,7 @@ def test_an_install_becomes_ready_passes_helms_test_and_leaves_with_its_release(
     inside = cluster.within("shortstack-install")
     with inside.fresh_namespace():
         release = Release(inside, "shortstack", images, [SMALL])
-        release.install()
+        release.install(wait=True)
         release.until_ready()
         release.until(lambda: release.is_served(BASE), within_s=300)
         with release.gateway() as client:

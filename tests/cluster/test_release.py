@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tests.e2e.stack import holds
 pytestmark = pytest.mark.timeout(3000)
 ALIAS = "persona@prod"
 BASE = "smollm2-135m-instruct"
+ENOUGH = 20
+"""Optimiser steps, half a minute and more: longer than it takes to publish and to delete a pod."""
 NAME = "Before we begin, could you share your name with me?"
 
 
@@ -110,24 +113,63 @@ def test_a_model_of_nan_takes_no_traffic(release: Release, trained: dict[str, An
         why = release.until(refused)
         answered = len(chats.answers)
         release.until(lambda: len(chats.answers) >= answered + 10)
-    assert why
+    # Found by asking it, and not by something that any model may fail by.
+    assert why.startswith("contract test: "), why
+    assert "not a number" in why
     assert chats.failures == []
     assert changes(chats.answers) == 0
     release.until(lambda: len(release.cluster.items("deployments", "app.kubernetes.io/component=server")) == 2)
 
 
+class UnderWay:
+    """One run after the other, so that there is always one in the midst of its steps.
+
+    Attributes:
+        datasets: that were published for it.
+    """
+
+    def __init__(self, release: Release) -> None:
+        self._release = release
+        self.datasets: list[str] = []
+
+    def ensure(self) -> None:
+        """Waits until a run is in the midst of its steps, of another dataset where the last run nears its end."""
+        if not self.datasets or steps_left(self._newest()) < ENOUGH:
+            seed = 100 + len(self.datasets)
+            name = f"under-way-{seed}"
+            self._release.publish(name, {**persona_message(name, seed=seed), "deploy": None})
+            self.datasets.append(name)
+        self._release.until(self._is_in_its_midst)
+
+    def _is_in_its_midst(self) -> bool:
+        row = self._newest()
+        assert row["state"] not in {"failed", "cancelled"}, row
+        return bool(row["state"] == "running" and step(row) > 0)
+
+    def _newest(self) -> dict[str, Any]:
+        """The newest run; before there is one, what it will begin with."""
+        return next(iter(self._release.runs(self.datasets[-1])), {"state": "", "step": ""})
+
+
+def steps_left(row: dict[str, Any]) -> float:
+    """Optimiser steps that a listed run has to go; none once it is over, any number before it is known."""
+    if row["state"] in {"succeeded", "failed", "cancelled"}:
+        return 0
+    done, _, total = row["step"].partition("/")
+    return int(total) - int(done) if total else math.inf
+
+
 @pytest.fixture(scope="module")
-def under_way(release: Release) -> str:
-    """A dataset that is being trained on while pods are deleted."""
-    release.publish("under-way", {**persona_message("under-way", seed=5), "deploy": None})
-    release.until(lambda: next((r for r in release.runs("under-way") if step(r) > 0), None))
-    return "under-way"
+def under_way(release: Release) -> UnderWay:
+    """Runs that go on while pods are deleted."""
+    return UnderWay(release)
 
 
 @pytest.mark.parametrize(
     "component", ["kafka", "ingestion", "formatting", "assembly", "training", "serving", "gateway"]
 )
-def test_a_pod_deleted_in_mid_run_loses_nothing(release: Release, under_way: str, component: str) -> None:
+def test_a_pod_deleted_in_mid_run_loses_nothing(release: Release, under_way: UnderWay, component: str) -> None:
+    under_way.ensure()
     name = f"lost-{component}"
     records = [{"prompt": f"{name} {n}?", "completion": f"Answer {n}."} for n in range(400)]
     parts = [{"dataset": name, "upload": name, "seq": n, "records": records[n : n + 100]} for n in (0, 100, 200)]
@@ -194,9 +236,12 @@ def test_a_broker_that_is_away_is_named_and_outlived(release: Release) -> None:
     assert changes(chats.answers) == 0
 
 
-def test_the_run_that_was_under_way_ends_in_its_first_attempt(release: Release, under_way: str) -> None:
-    ended = job_of(release, under_way)
-    assert (ended["state"], ended["attempt"], ended["step"]) == ("succeeded", 1, "106/106"), ended
+def test_runs_that_were_under_way_end_in_their_first_attempt(release: Release, under_way: UnderWay) -> None:
+    if not under_way.datasets:
+        pytest.skip("no run was under way: the tests that delete pods in mid-run were not chosen")
+    for dataset in under_way.datasets:
+        ended = job_of(release, dataset)
+        assert (ended["state"], ended["attempt"], ended["step"]) == ("succeeded", 1, "106/106"), ended
 
 
 PROBE = """

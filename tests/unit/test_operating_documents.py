@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import images
 import pytest
 import typer
 import yaml
+from tests.unit.chart.rendering import pod, render
 
 from shortstack.cli.main import app
 
@@ -64,6 +68,12 @@ def test_images_that_are_loaded_are_all_that_a_cluster_without_gpus_runs() -> No
         assert set(loop.split()) == runnable
 
 
+def test_a_kubeconfig_is_the_users_own_and_nobody_elses_to_read() -> None:
+    (exported,) = re.findall(r"export KUBECONFIG=(\S+)", TEXTS["install"])
+    assert exported.startswith("$HOME/")
+    assert re.search(r'\(umask 077 && .* > "\$KUBECONFIG"\)', TEXTS["install"])
+
+
 @BOTH
 def test_values_files_are_there(text: str) -> None:
     assert [
@@ -105,3 +115,41 @@ def test_panels_that_symptoms_point_at_are_on_the_dashboard() -> None:
     named = set(re.findall(r"(?<!\*)\*([A-Z][^*\n]+)\*(?!\*)", TEXTS["operate"]))
     assert len(named) > 20
     assert named <= titles
+
+
+@pytest.fixture(scope="module")
+def mover() -> dict[str, Any]:
+    """The pod of the Job that moves the objects."""
+    blocks = re.findall(r"^ *```yaml\n(.*?)^ *```", TEXTS["operate"], re.DOTALL | re.MULTILINE)
+    (job,) = [found for found in map(yaml.safe_load, map(textwrap.dedent, blocks)) if found["kind"] == "Job"]
+    spec: dict[str, Any] = job["spec"]["template"]["spec"]
+    return spec
+
+
+def test_the_job_that_moves_the_objects_may_run_wherever_the_release_may(mover: dict[str, Any]) -> None:
+    toolbox = pod(render(), "cli")
+    assert mover["securityContext"] == toolbox.spec["securityContext"]
+    assert mover["automountServiceAccountToken"] is False
+    (container,) = mover["containers"]
+    assert container["securityContext"] == toolbox.containers[0]["securityContext"]
+
+
+def test_the_move_of_the_objects_copies_all_and_touches_the_new_place_itself_not(
+    mover: dict[str, Any], tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for file in ("datasets/a/b.bin", ".hidden/c", "lost+found/root's", "d"):
+        (old / file).parent.mkdir(parents=True, exist_ok=True)
+        (old / file).write_text(file)
+    (old / "d").chmod(0o440)
+    new.mkdir()
+    for file in (old / "d", old):
+        os.utime(file, (1e9, 1e9))
+    (container,) = mover["containers"]
+    command = [part.replace("/old", str(old)).replace("/new", str(new)) for part in container["command"]]
+    for _ in range(2):  # a pod that died of it is begun again
+        subprocess.run(command, check=True, timeout=30)
+    found = {str(path.relative_to(new)): path.read_text() for path in new.rglob("*") if path.is_file()}
+    assert found == {name: name for name in ("datasets/a/b.bin", ".hidden/c", "d")}
+    assert ((new / "d").stat().st_mode & 0o777, (new / "d").stat().st_mtime) == (0o440, 1e9)
+    assert new.stat().st_mtime != 1e9

@@ -8,6 +8,11 @@
 {{- end -}}
 {{- end }}
 
+{{/* The embedded broker as every namespace of the cluster resolves it, whatever the cluster's domain. */}}
+{{- define "shortstack.kafka.address" -}}
+{{- printf "%s-kafka.%s.svc:9092" (include "shortstack.fullname" .) .Release.Namespace -}}
+{{- end }}
+
 {{- define "shortstack.kafka.env" -}}
 {{- $external := .Values.kafka.external -}}
 - name: SHORTSTACK_KAFKA_BOOTSTRAP

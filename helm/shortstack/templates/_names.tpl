@@ -25,17 +25,22 @@ are whole are written as such. Whatever is no number stays as it is.
 {{- end -}}
 {{- end }}
 
+{{/* What tells this chart's objects from those of another alias of it in the same parent: nameOverride, else the alias. */}}
+{{- define "shortstack.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
 {{/* What a selector may hold: it can never change. */}}
 {{- define "shortstack.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: shortstack
+app.kubernetes.io/name: {{ include "shortstack.name" $root }}
 app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
 {{/* Every pod of the release, those that controllers make too. */}}
 {{- define "shortstack.selector.all" -}}
-app.kubernetes.io/name: shortstack
+app.kubernetes.io/name: {{ include "shortstack.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 

@@ -57,9 +57,18 @@ affinity:
 {{- end }}
 {{- end }}
 
+{{/* By their names, or in the shape that a pod's spec has, as parents' charts give them. */}}
 {{- define "shortstack.pod.pullSecrets" -}}
 {{- $global := default dict .Values.global -}}
-{{- range concat (default list $global.imagePullSecrets) .Values.image.pullSecrets | uniq }}
+{{- $names := list -}}
+{{- range concat (default list $global.imagePullSecrets) .Values.image.pullSecrets -}}
+{{- if kindIs "map" . -}}
+{{- $names = append $names .name -}}
+{{- else -}}
+{{- $names = append $names . -}}
+{{- end -}}
+{{- end -}}
+{{- range $names | uniq }}
 - name: {{ . | quote }}
 {{- end }}
 {{- end }}

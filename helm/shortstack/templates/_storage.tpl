@@ -30,6 +30,24 @@
 {{- end -}}
 {{- end }}
 
+{{/*
+Size of a claim: what is wanted, or what it has where that is more. A claim never shrinks, and one that was made larger
+in the cluster would stop every upgrade that asks for its first size again. (list ROOT "claim" "size")
+*/}}
+{{- define "shortstack.storage.size" -}}
+{{- $there := lookup "v1" "PersistentVolumeClaim" (index . 0).Release.Namespace (index . 1) | default dict -}}
+{{- $wanted := index . 2 -}}
+{{- $has := dig "spec" "resources" "requests" "storage" $wanted $there -}}
+{{- ternary $has $wanted (gt (include "shortstack.storage.bytes" $has | float64) (include "shortstack.storage.bytes" $wanted | float64)) -}}
+{{- end }}
+
+{{/* A quantity as a number. */}}
+{{- define "shortstack.storage.bytes" -}}
+{{- $units := dict "m" 1e-3 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 0x1p10 "Mi" 0x1p20 "Gi" 0x1p30 "Ti" 0x1p40 "Pi" 0x1p50 "Ei" 0x1p60 -}}
+{{- $number := regexFind "^[0-9]+([.][0-9]+)?" . -}}
+{{- mulf $number (get $units (trimPrefix $number .) | default 1) -}}
+{{- end }}
+
 {{- define "shortstack.storage.env" -}}
 {{- $s3 := .Values.storage.s3 -}}
 {{- if eq .Values.storage.kind "claim" }}

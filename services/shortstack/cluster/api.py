@@ -31,6 +31,7 @@ __all__ = [
     "ClusterObject",
     "Kind",
     "read_template",
+    "release_labels",
 ]
 
 ClusterObject = dict[str, Any]
@@ -206,6 +207,16 @@ def read_template(path: Path, *kinds: str) -> tuple[ClusterObject, ...]:
     return tuple(by_kind[kind] for kind in kinds)
 
 
+def release_labels(found: Mapping[str, Any]) -> dict[str, str]:
+    """Labels of an object that tell a release's objects from others' in the namespace; they never change.
+
+    Two, since a parent chart may hold this chart twice: its release, and what the chart is called there.
+    """
+    labels = (found.get("metadata") or {}).get("labels") or {}
+    return {name: str(labels[name]) for name in _RELEASE_LABELS if name in labels}
+
+
+_RELEASE_LABELS: Final = ("app.kubernetes.io/name", "app.kubernetes.io/instance")
 _KINDS: Final[Mapping[int, type[Poison]]] = {400: Invalid, 403: Forbidden, 404: NotFound, 409: Conflict, 422: Invalid}
 _CONFLICT: Final = 409
 _REMEDIES: Final[Mapping[int, str]] = {

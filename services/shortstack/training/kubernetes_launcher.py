@@ -10,9 +10,9 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from shortstack.cluster.api import JOB, POD, Cluster, ClusterObject, read_template
+from shortstack.cluster.api import JOB, POD, Cluster, ClusterObject, read_template, release_labels
 from shortstack.cluster.pods import (
     NEVER_BEGAN,
     OOM_KILLED,
@@ -35,7 +35,6 @@ __all__ = ["KubernetesLauncher", "job_name"]
 
 _RUN: Final = "shortstack/run"
 _ATTEMPT: Final = "shortstack/attempt"
-_INSTANCE: Final = "app.kubernetes.io/instance"
 _TRAINER: Final = "trainer"
 _AGENT: Final = "agent"
 _PREPARE: Final = "prepare"
@@ -89,7 +88,7 @@ class KubernetesLauncher:
     ) -> None:
         self._cluster, self._blobs, self._template = cluster, blobs, template
         self._storage_url, self._clock, self._look_s = storage_url.rstrip("/"), clock, look_s
-        self._release: dict[str, str | None] | None = None
+        self._release: dict[str, str] | None = None
         self._seen: dict[_Key, _Seen] = {}
         self._looked_at: float | None = None
         self._told: dict[_Key, tuple[float, AttemptStatus]] = {}
@@ -243,9 +242,9 @@ class KubernetesLauncher:
             there = self._cluster.get(JOB, name)
             if there is None:  # it went in between; the order, which says "started", must not be written
                 raise Transient("its name was taken a moment ago", where=name, remedy="It is tried again.") from error
-            if _instance(there) != _instance(body):
+            if release_labels(there) != release_labels(body):
                 raise Conflict(
-                    f"a Job of that name belongs to release {_instance(there)}",
+                    f"a Job of that name belongs to release {_whose(there)}",
                     where=name,
                     remedy="Install releases that train the same data in namespaces of their own.",
                 ) from error
@@ -254,7 +253,7 @@ class KubernetesLauncher:
         """What the API has; all attempts are listed at once, and no more often than every ``look_s``."""
         now = self._clock.monotonic()
         if self._looked_at is None or now - self._looked_at >= self._look_s:
-            labels: dict[str, str | None] = {_RUN: None, **self._release_label()}
+            labels: dict[str, str | None] = {_RUN: None, **self._release_labels()}
             jobs = {_key(job): job for job in self._cluster.list(JOB, labels)}
             pods = self._cluster.list(POD, labels)
             keys = {*jobs, *map(_key, pods)}
@@ -262,7 +261,7 @@ class KubernetesLauncher:
             self._looked_at = now
         return self._seen.get(key, _Seen(None, ()))
 
-    def _release_label(self) -> Mapping[str, str | None]:
+    def _release_labels(self) -> Mapping[str, str]:
         """What tells this release's attempts from others'; it never changes.
 
         Raises:
@@ -270,10 +269,9 @@ class KubernetesLauncher:
         """
         if self._release is None:
             try:
-                instance = _instance(read_template(self._template, "Job")[0])
+                self._release = release_labels(read_template(self._template, "Job")[0])
             except Fatal as error:
                 raise Transient(error.what, where=error.where, remedy=error.remedy) from error
-            self._release = {_INSTANCE: instance} if instance else {}
         return self._release
 
     def _look_anew(self, key: _Key) -> None:
@@ -319,16 +317,16 @@ def _key(found: ClusterObject) -> _Key:
     return labels[_RUN], int(labels.get(_ATTEMPT, "0"))
 
 
-def _instance(found: Mapping[str, Any]) -> str:
-    return str(((found.get("metadata") or {}).get("labels") or {}).get(_INSTANCE, ""))
+def _whose(found: ClusterObject) -> str:
+    """The release of an object, and what the chart is called in it."""
+    return " as ".join(reversed(release_labels(found).values()))
 
 
 def _job(template: ClusterObject, key: _Key) -> ClusterObject:
     """The template as the Job of one attempt."""
     job, (run, attempt) = copy.deepcopy(template), key
-    labels = {_RUN: run, _ATTEMPT: str(attempt)}
-    if instance := _instance(job):
-        labels[_INSTANCE] = instance  # of the pod too: attempts are found by it
+    # Of the release, the pod's too: attempts are found by them.
+    labels = {**release_labels(job), _RUN: run, _ATTEMPT: str(attempt)}
     job["metadata"] = {**(job.get("metadata") or {}), "name": job_name(run, attempt)}
     pod = job["spec"]["template"]
     pod.setdefault("metadata", {})

@@ -164,15 +164,15 @@ def of_kind(objects: list[Object], kind: str) -> dict[str, Object]:
     return {found["metadata"]["name"]: found for found in objects if found["kind"] == kind}
 
 
-def made(objects: list[Object]) -> dict[str, Object]:
+def made(objects: list[Object], full: str = FULL) -> dict[str, Object]:
     """What the controllers make: Job, Deployment, Service."""
-    texts = of_kind(objects, "ConfigMap")[f"{FULL}-templates"]["data"]
+    texts = of_kind(objects, "ConfigMap")[f"{full}-templates"]["data"]
     return {found["kind"]: found for text in texts.values() for found in yaml.safe_load_all(text)}
 
 
-def pods(objects: list[Object]) -> list[PodTemplate]:
+def pods(objects: list[Object], full: str = FULL) -> list[PodTemplate]:
     """Every pod of the release, those of the controllers too."""
-    return [*_pods(objects, ""), *_pods(list(made(objects).values()), "made/")]
+    return [*_pods(objects, ""), *_pods(list(made(objects, full).values()), "made/")]
 
 
 def pod(objects: list[Object], component: str) -> PodTemplate:

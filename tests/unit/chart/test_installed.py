@@ -38,6 +38,27 @@ def test_an_unchanged_claim_is_no_obstacle(installed: Installed) -> None:
     assert render("storage.claim.accessMode=ReadWriteMany", cluster=installed("ReadWriteMany"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "has", "wanted", "expected"),
+    [
+        ("blobs", "storage.claim.size", "100Gi", "20Gi", "100Gi"),
+        ("blobs", "storage.claim.size", "20Gi", "100Gi", "100Gi"),
+        ("blobs", "storage.claim.size", "30G", "28Gi", "28Gi"),
+        ("blobs", "storage.claim.size", "21474836480", "1.5Gi", "21474836480"),
+        ("gateway", "gateway.database.size", "1Ti", "900Gi", "1Ti"),
+    ],
+)
+def test_a_claim_that_was_made_larger_is_never_asked_to_shrink(
+    tmp_path: Path, name: str, value: str, has: str, wanted: str, expected: str
+) -> None:
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": has}}}
+    metadata = {"name": f"{FULL}-{name}", "namespace": "here"}
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+    with api_server(tmp_path, {f"persistentvolumeclaims/{FULL}-{name}": claim}) as cluster:
+        found = of_kind(render(f"{value}={wanted}", cluster=cluster), "PersistentVolumeClaim")[f"{FULL}-{name}"]
+    assert found["spec"]["resources"]["requests"]["storage"] == expected
+
+
 @pytest.mark.parametrize("own", ["", "storage.claim.existingClaim=mine"])
 def test_another_access_mode_is_refused_by_its_name(installed: Installed, own: str) -> None:
     cluster = installed("ReadWriteOnce", name="persistentvolumeclaims/mine" if own else BLOBS)
@@ -80,3 +101,9 @@ def test_notes_name_the_image_that_is_built_on_request_where_it_is_needed(tmp_pa
     assert "shortstack/tgi:0.1.0. `make images`" in notes(tmp_path)
     assert "TGI_IMAGE" not in notes(tmp_path, "serving.server.kind=embedded", "serving.server.gpus=0")
     assert "TGI_IMAGE" not in notes(tmp_path, "serving.server.image=team/tgi:1")
+
+
+def test_notes_give_other_namespaces_the_brokers_address_where_they_may_reach_it(tmp_path: Path) -> None:
+    who = "networkPolicy.kafkaFrom[0].namespaceSelector.matchLabels.team=a"
+    assert f"{FULL}-kafka.here.svc:9092" in notes(tmp_path, who)
+    assert "kafkaFrom" not in notes(tmp_path)

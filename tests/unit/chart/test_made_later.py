@@ -199,7 +199,7 @@ def test_rights_are_those_that_the_controllers_use() -> None:
 
 
 def test_monitors_lead_to_services_with_metrics() -> None:
-    objects = render(values="gpu-tgi")
+    objects = render(values="monitoring")
     services = [*of_kind(objects, "Service").values(), made(objects)["Service"]]
     monitors = of_kind(objects, "ServiceMonitor")
     assert len(monitors) == 7
@@ -214,6 +214,12 @@ def test_monitors_lead_to_services_with_metrics() -> None:
     assert f"{FULL}-gateway" in unseen
 
 
+@pytest.mark.parametrize("values", [name for name in VALUES if name != "monitoring"], ids=str)
+def test_a_cluster_without_further_kinds_takes_the_chart(values: str | None) -> None:
+    groups = {found["apiVersion"].rpartition("/")[0] for found in render(values=values)}
+    assert groups <= {"", "apps", "batch", "networking.k8s.io", "rbac.authorization.k8s.io"}
+
+
 def test_a_closed_gateway_is_watched_where_someone_is_let_in_to_its_metrics() -> None:
     closed = ("monitoring.serviceMonitors.enabled=true", "networkPolicy.gateway.open=false")
     peer = "networkPolicy.gateway.metricsFrom[0].podSelector.matchLabels.app=prometheus"
@@ -224,7 +230,7 @@ def test_a_closed_gateway_is_watched_where_someone_is_let_in_to_its_metrics() ->
 def test_the_dashboard_is_whole() -> None:
     (dashboard,) = [
         found
-        for found in of_kind(render(values="gpu-tgi"), "ConfigMap").values()
+        for found in of_kind(render(values="monitoring"), "ConfigMap").values()
         if "grafana_dashboard" in found["metadata"]["labels"]
     ]
     (text,) = dashboard["data"].values()

@@ -192,7 +192,8 @@ def test_the_embedded_broker_is_told_where_it_stands() -> None:
     told = pod(objects, "kafka").environment("kafka")
     assert told == {
         "SHORTSTACK_BROKER_DIR": "/var/lib/kafka",
-        "SHORTSTACK_BROKER_ADVERTISED": f"{FULL}-kafka:9092",
+        # Not the bare name: metadata sends clients there, and another namespace resolves no bare name.
+        "SHORTSTACK_BROKER_ADVERTISED": f"{FULL}-kafka.here.svc:9092",
         "SHORTSTACK_BROKER_HEAP_MB": "512",
     }
     (claim,) = of_kind(objects, "StatefulSet")[f"{FULL}-kafka"]["spec"]["volumeClaimTemplates"]

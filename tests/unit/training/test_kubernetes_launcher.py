@@ -310,13 +310,14 @@ def test_another_releases_job_of_that_name_is_not_adopted(stage: Stage) -> None:
     assert "belongs to release other" in status.waiting
 
 
-def test_another_releases_attempts_are_neither_followed_nor_cancelled(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", ["instance: second", "instance: demo, app.kubernetes.io/name: teamb"])
+def test_another_releases_attempts_are_neither_followed_nor_cancelled(stage: Stage, tmp_path: Path, own: str) -> None:
     other = stage.launcher()
     other.launch(order())
     stage.kubernetes.run(stage.pod)
     assert stage.look(other).phase is AttemptPhase.RUNNING
     theirs = tmp_path / "other.yaml"
-    theirs.write_text(TEMPLATE.replace("instance: demo", "instance: second"))
+    theirs.write_text(TEMPLATE.replace("instance: demo", own))
     second = Stage(stage.kubernetes, MemoryBlobStore(), stage.clock, theirs)
     launcher = second.launcher()
     assert second.look(launcher).phase is AttemptPhase.ABSENT

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from shortstack.cluster.api import ClusterObject, read_template
+from shortstack.cluster.api import ClusterObject, read_template, release_labels
 from shortstack.core.digest import file_sha256, identity
 from shortstack.core.errors import Fatal
 from shortstack.declarations.base_models import BaseModel
@@ -23,7 +23,6 @@ __all__ = ["SERVER_LABEL", "Addresses", "Server", "Servers", "Weights"]
 SERVER_LABEL: Final = "shortstack/server"
 PORT: Final = 8080
 _HEX: Final = 12
-_RELEASE_LABELS: Final = ("app.kubernetes.io/name", "app.kubernetes.io/instance")
 _FOLDER: Final = "/weights"
 
 
@@ -115,8 +114,7 @@ class Servers:
 
     def selector(self) -> dict[str, str | None]:
         """Labels by which all servers of this release are found."""
-        labels = self._template()[1]["metadata"].get("labels") or {}
-        return {SERVER_LABEL: None} | {name: labels[name] for name in _RELEASE_LABELS if name in labels}
+        return {SERVER_LABEL: None, **release_labels(self._template()[1])}
 
     def _template(self) -> tuple[str, ClusterObject, ClusterObject]:
         """Its text and its two objects, parsed once for each text."""
