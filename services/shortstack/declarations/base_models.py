@@ -105,6 +105,20 @@ class BaseModels:
         """Names of the declared models, in order."""
         return tuple(self._models)
 
+    def default(self) -> BaseModel:
+        """The one that is trained where a request names none: the first declared.
+
+        Raises:
+            Invalid: none is declared.
+        """
+        if not self._models:
+            raise Invalid(
+                "no base model is declared here",
+                remedy="An operator declares them by SHORTSTACK_BASE_MODELS.",
+                param="train.base_model",
+            )
+        return next(iter(self._models.values()))
+
     def known(self) -> tuple[str, ...]:
         """Everything that `get` takes: names, then aliases."""
         return (*self._models, *self._aliases)

@@ -102,10 +102,10 @@ class JobRequest:
         """The base model that is wished for, else the first one.
 
         Raises:
-            Invalid: it is unknown; names the nearest.
+            Invalid: it is unknown; names the nearest. Or there is none at all.
         """
         wanted = self.train.get("base_model")
-        return bases.get(str(wanted), param="train.base_model") if wanted else bases.get(bases.names()[0])
+        return bases.get(str(wanted), param="train.base_model") if wanted else bases.default()
 
     def require_renderable(
         self, *, prompt_format: str, row_formats: Sequence[str], with_tools: int, where: str

@@ -145,3 +145,12 @@ def test_an_address_that_is_none_says_how_to_write_it(tmp_path_factory: pytest.T
         policy.resolve(uri, "default")
     assert refused.value.where == f"source {uri}"
     assert refused.value.remedy
+
+
+def test_a_stack_without_a_base_model_says_so_to_a_wish_to_train() -> None:
+    checker = WishChecker(["chatml"], BaseModels({}), lambda uri, owner: b"")
+    message = {"dataset": "faq", "source": "a.jsonl", "train": {"lora_target_modules": ["q_proj"]}}
+    parsed = parse_publication(orjson.dumps(message))
+    assert isinstance(parsed, PublicationMessage)
+    with pytest.raises(Invalid, match="no base model is declared"):
+        checker.check(parsed, "default")

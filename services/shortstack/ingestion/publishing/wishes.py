@@ -141,7 +141,7 @@ class WishChecker:
         if config.base_model is not None:
             self._known("base model", config.base_model, self._bases.known(), "train.base_model", where)
         if config.lora_target_modules:
-            base = self._bases.get(config.base_model or self._bases.names()[0])
+            base = self._bases.get(config.base_model) if config.base_model else self._bases.default()
             base.require_layers(config.lora_target_modules, where=where)
         if config.chat_template is not None:
             self._template(config.chat_template, prompt_format, where)
