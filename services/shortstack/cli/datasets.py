@@ -28,6 +28,8 @@ app = typer.Typer(help="Publish datasets and see where each record went.", no_ar
 
 _ENDED = (ds.DATASET_STATE_READY, ds.DATASET_STATE_HELD, ds.DATASET_STATE_FAILED, ds.DATASET_STATE_DELETED)
 _FAILED = 1
+_FIRST_REJECTED = 20
+_MOST_REJECTED = 100_000
 _NEWS_S = 10.0
 """A repeated publication is recognised by ingestion in about the time that its files take to be hashed."""
 Name = Annotated[str, typer.Argument(help="Dataset name, or publication id (its first 8 digits will do).")]
@@ -258,14 +260,17 @@ def _print_report(snapshot: ds.DatasetSnapshot) -> None:
 @app.command()
 def rejected(
     name: Name,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Records to show.")] = 20,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_REJECTED, help="Records to show: 20; with --json all.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Only this reason.")] = "",
     as_json: Json = False,
 ) -> None:
     """List records that are not in the dataset, each with the reason."""
     connection = Connection.open()
-    request = asm.ListRejectedRequest(owner=connection.owner, dataset=name, limit=limit, reason=reason)
-    answer = connection.assembly.ListRejected(request, timeout=60)
+    wanted = limit or (_MOST_REJECTED if as_json else _FIRST_REJECTED)
+    request = asm.ListRejectedRequest(owner=connection.owner, dataset=name, limit=wanted + 1, reason=reason)
+    found = connection.assembly.ListRejected(request, timeout=60).records
     rows = [
         {
             "fate": r.fate,
@@ -275,10 +280,12 @@ def rejected(
             "evidence": r.evidence if as_json else shorten(r.evidence, 60),
             "record": r.record_json if as_json else shorten(r.record_json, 80),
         }
-        for r in answer.records
+        for r in found[:wanted]
     ]
     columns = ["fate", "place", "step", "reason", "evidence", "record"]
     show(rows, columns, as_json=as_json, empty="Nothing was rejected.")
+    if len(found) > wanted:
+        errors().print(f"These are the first {wanted}; there are more. For others: --limit N, --reason REASON, --json.")
 
 
 @app.command()
