@@ -292,6 +292,9 @@ class ModelBook:
         snapshot = sv.AliasSnapshot(alias=alias, owner=owner, weights=weights, job=job)
         stamp(snapshot.requested_at, requested_at)
         stamp(snapshot.updated_at, now)
+        if known is not None and known.weights == snapshot.weights:
+            # Asked for once more: it counts against older requests, and is no move.
+            snapshot.updated_at.CopyFrom(known.updated_at)
         self.aliases[alias] = snapshot
         self.dirty.add(f"alias/{alias}")
         for lost in known.weights if known is not None else ():

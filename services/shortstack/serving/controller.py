@@ -349,9 +349,11 @@ class ServingController:
         assert self._deployed is not None
         if not _deployed(record):
             return
-        kind = record.WhichOneof("record")
-        since = record.alias.requested_at if kind == "alias" else record.model.created_at
-        changed = record.alias.updated_at if kind == "alias" else record.model.updated_at
+        is_alias = record.WhichOneof("record") == "alias"
+        if is_alias and self._deployed.told(f"{key}/{record.alias.requested_at.ToNanoseconds()}"):
+            return  # as an earlier version named a move
+        changed = record.alias.updated_at if is_alias else record.model.updated_at
+        since = changed if is_alias else record.model.created_at
         name = f"{key}/{since.ToNanoseconds()}"
         if again and self._deployed.told(name):
             name = f"{key}/{changed.ToNanoseconds()}"

@@ -286,22 +286,6 @@ def test_a_superseded_model_is_served_again_on_request_and_supersedes_in_turn(wo
         assert again.weights("faq@prod") == {old: 100}
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_a_model_that_is_asked_for_again_takes_its_alias_back(world: World, keep: bool) -> None:
-    """The same dataset published again, with the same wish, after another one: nothing is trained, the alias moves."""
-    old, new = world.trained("ftjob-1", "a", alias="faq@prod"), world.trained("ftjob-2", "b", alias="faq@prod")
-    with world.started(serving_keep_superseded=keep) as running:
-        running.settle(new, SERVED)
-        world.ended("ftjob-2", tr.JOB_STATE_SUCCEEDED)
-        running.settle(old, SERVED if keep else sv.MODEL_STATE_WITHDRAWN)
-        running.until(lambda: running.weights("faq@prod") == {new: 100})
-        world.wished_again("ftjob-1")
-        running.until(lambda: running.weights("faq@prod") == {old: 100})
-        running.settle(old, SERVED)
-        running.turn(3)
-        assert running.weights("faq@prod") == {old: 100}
-
-
 def test_a_model_with_another_alias_or_a_share_stays(world: World) -> None:
     old, new = world.trained("ftjob-1", "a", alias="faq@prod"), world.trained("ftjob-2", "b", alias="faq@test")
     with world.started(**SUPERSEDED) as running:
