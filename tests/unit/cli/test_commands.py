@@ -106,6 +106,33 @@ def test_the_gateways_refusal_decides_the_exit_code(status: int, exit_code: int)
     assert "said so" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said", "command"),
+    [
+        (["keys", "revoke", "laptop"], 'there is no key "laptop". GET /v1/admin/keys lists them.', "keys list"),
+        (
+            ["chat", "--model", "x", "-m", "y"],
+            "The model `x` does not exist. GET /v1/models lists them.",
+            "models list",
+        ),
+    ],
+)
+def test_a_refusal_names_the_command_that_helps_and_not_a_request(
+    gateway: Gateway, arguments: list[str], said: str, command: str
+) -> None:
+    gateway.status, gateway.body = 404, json.dumps({"error": {"message": said}}).encode()
+    refused = str(CliRunner().invoke(app, arguments, env=gateway.environment).exception)
+    assert f"shortstack {command}" in refused
+    assert "/v1/" not in refused
+
+
+def test_a_new_key_comes_with_the_id_that_ends_it(gateway: Gateway) -> None:
+    gateway.body = json.dumps({**KEY, "key": "sk-ss-whole"}).encode()
+    made = CliRunner().invoke(app, ["keys", "create", "ci"], env=gateway.environment)
+    assert made.stdout.split() == ["sk-ss-whole"]
+    assert "shortstack keys revoke key-1" in made.stderr
+
+
 def test_an_answer_that_is_not_the_gateways_is_one_line(gateway: Gateway) -> None:
     gateway.status, gateway.body = 502, b"<html>proxy</html>"
     said = shortstack("keys", "list", **gateway.environment)
