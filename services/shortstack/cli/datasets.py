@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import grpc
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from shortstack.assembly.v1 import assembly_pb2 as asm
 from shortstack.cli.connection import Connection
 from shortstack.cli.given import is_file_name, mapping_in, settings_given
-from shortstack.cli.output import Json, console, errors, shorten, show
+from shortstack.cli.output import Elapsed, Json, console, errors, shorten, show
 from shortstack.core.digest import file_sha256
 from shortstack.core.errors import Invalid, NotFound
 from shortstack.ingestion.v1 import ingestion_pb2 as ing
@@ -177,7 +177,7 @@ def _bars() -> Progress:
         BarColumn(),
         TextColumn("{task.completed:,.0f} of {task.fields[of]} records"),
         TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
+        Elapsed(),
     )
     return Progress(*columns, console=errors(), transient=False)
 
