@@ -285,3 +285,9 @@ def test_a_refused_question_does_not_end_the_conversation(gateway: Gateway) -> N
     assert said.stderr.count("too long") == 2
     alone = CliRunner().invoke(app, ["chat", "--model", "m", "-m", "one"], env=gateway.environment)
     assert "too long" in str(alone.exception)
+
+
+def test_one_question_says_beside_the_answer_which_model_is_asked(gateway: Gateway) -> None:
+    said = CliRunner().invoke(app, ["chat", "--model", "faq@prod", "-m", "one"], env=gateway.environment)
+    assert "faq@prod" in said.stderr
+    assert "faq@prod" not in said.stdout
