@@ -158,12 +158,14 @@ def watch_dataset(
             if not _differs(snapshot, known, sources):
                 continue
             speed = progress.tasks[task].speed
+            # With what could not be read, so that the bar ends at the report's "items read".
+            ended, read = (number + snapshot.counts.malformed for number in (snapshot.formatted, snapshot.announced))
             progress.update(
                 task,
                 description=f"{name} {state_name(snapshot.state)}",
-                completed=snapshot.formatted,
-                total=snapshot.announced or None,
-                of=f"{snapshot.announced:,}" if snapshot.announced else "?",
+                completed=ended,
+                total=read or None,
+                of=f"{read:,}" if read else "?",
                 rate=f"{speed:,.0f}/s" if speed else "",
             )
             if snapshot.state in _ENDED:
@@ -175,7 +177,7 @@ def _bars() -> Progress:
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.fields[of]} records"),
+        TextColumn("{task.completed:,.0f} of {task.fields[of]} items"),
         TextColumn("{task.fields[rate]}"),
         Elapsed(),
     )

@@ -291,3 +291,19 @@ def test_one_question_says_beside_the_answer_which_model_is_asked(gateway: Gatew
     said = CliRunner().invoke(app, ["chat", "--model", "faq@prod", "-m", "one"], env=gateway.environment)
     assert "faq@prod" in said.stderr
     assert "faq@prod" not in said.stdout
+
+
+def test_the_progress_counts_what_the_report_counts(ingestion: tuple[Ingestion, str], tmp_path: Path) -> None:
+    servicer, address = ingestion
+    (tmp_path / "data.csv").write_text("a,b\n")
+    done = snapshot("new", "a" * 64, ds.DATASET_STATE_READY, 481)
+    done.announced = done.formatted = done.counts.records = 481
+    done.counts.items, done.counts.malformed = 491, 10
+    servicer.then = [done]
+    said = CliRunner().invoke(
+        app,
+        ["datasets", "publish", str(tmp_path / "data.csv"), "--name", "n"],
+        env={"SHORTSTACK_INGESTION_ADDRESS": address, "SHORTSTACK_VAR": str(tmp_path), "COLUMNS": "200"},
+    )
+    assert "491 of 491" in said.stderr
+    assert [line.split()[2] for line in said.stdout.splitlines() if line.startswith("items read")] == ["491"]
