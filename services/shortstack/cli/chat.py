@@ -68,6 +68,8 @@ def chat(
         name = model or _default_model(api)
         history: list[Any] = [{"role": "system", "content": system}] if system else []
         if message is not None:
+            # Beside the answer, which standard output has to itself.
+            errors().print(f"Asking {name}.", style="dim", markup=False, highlight=False, soft_wrap=True)
             _turn(api, name, history, message, context, temperature)
             return
         errors().print(f"Chatting with {name}. Ctrl-D ends.", markup=False)

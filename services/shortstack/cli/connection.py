@@ -32,6 +32,11 @@ _KINDS: Final[Mapping[int, type[ShortstackError]]] = {
     409: Conflict,
     429: Transient,
 }
+_COMMANDS: Final[Mapping[str, str]] = {
+    "GET /v1/admin/keys lists them": "`shortstack keys list` shows keys and their ids",
+    "GET /v1/models lists them": "`shortstack models list` shows them",
+}
+"""What the gateway advises a program to ask, as what somebody at a command line would."""
 
 
 def gateway_error(status: int, body: object) -> ShortstackError:
@@ -43,8 +48,11 @@ def gateway_error(status: int, body: object) -> ShortstackError:
     """
     error = body.get("error", body) if isinstance(body, dict) else body
     said = error.get("message") if isinstance(error, dict) else error
+    said = str(said or "no reason given")
+    for request, command in _COMMANDS.items():
+        said = said.replace(request, command)
     kind = _KINDS.get(status, Transient if status >= 500 else Invalid)
-    return kind(f"{said or 'no reason given'} (HTTP {status})", where="gateway")
+    return kind(f"{said} (HTTP {status})", where="gateway")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import grpc
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from shortstack.assembly.v1 import assembly_pb2 as asm
 from shortstack.cli.connection import Connection
 from shortstack.cli.given import is_file_name, mapping_in, settings_given
-from shortstack.cli.output import Json, console, errors, shorten, show
+from shortstack.cli.output import Elapsed, Json, console, errors, shorten, show
 from shortstack.core.digest import file_sha256
 from shortstack.core.errors import Invalid, NotFound
 from shortstack.ingestion.v1 import ingestion_pb2 as ing
@@ -160,12 +160,14 @@ def watch_dataset(
             if not _differs(snapshot, known, sources):
                 continue
             speed = progress.tasks[task].speed
+            # With what could not be read, so that the bar ends at the report's "items read".
+            ended, read = (number + snapshot.counts.malformed for number in (snapshot.formatted, snapshot.announced))
             progress.update(
                 task,
                 description=f"{name} {state_name(snapshot.state)}",
-                completed=snapshot.formatted,
-                total=snapshot.announced or None,
-                of=f"{snapshot.announced:,}" if snapshot.announced else "?",
+                completed=ended,
+                total=read or None,
+                of=f"{read:,}" if read else "?",
                 rate=f"{speed:,.0f}/s" if speed else "",
             )
             if snapshot.state in _ENDED:
@@ -177,9 +179,9 @@ def _bars() -> Progress:
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.fields[of]} records"),
+        TextColumn("{task.completed:,.0f} of {task.fields[of]} items"),
         TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
+        Elapsed(),
     )
     return Progress(*columns, console=errors(), transient=False)
 

@@ -33,7 +33,8 @@ from shortstack.core.digest import file_sha256
 from shortstack.core.errors import Fatal, NotFound, Transient
 from shortstack.ingestion.v1 import ingestion_pb2 as ing
 from shortstack.local.settings import LocalSettings
-from shortstack.local.stack import kept_up, resident_mb
+from shortstack.local.stack import await_end, kept_up, resident_mb
+from shortstack.local.supervisor import SUPERVISOR
 from shortstack.messages.v1 import dataset_pb2 as ds
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.serving.v1 import serving_pb2 as srv
@@ -93,7 +94,7 @@ def demo(
         memory.stop()
         if ours and sys.stdout.isatty() and not exit_:
             console().print("Serving until Ctrl-C. In another terminal: .venv/bin/shortstack chat")
-            _wait_for_interrupt()
+            _serve(settings)
 
 
 def _say(line: str) -> None:
@@ -255,9 +256,12 @@ def _interrupted_once() -> Iterator[None]:
             signal.signal(kind, handler)
 
 
-def _wait_for_interrupt() -> None:
+def _serve(settings: LocalSettings) -> None:
+    """Waits for Ctrl-C, or for somebody else to stop the stack."""
     with suppress(KeyboardInterrupt):
-        threading.Event().wait()
+        await_end(settings)
+        log = settings.log_folder / f"{SUPERVISOR}.log"
+        _say(f"The stack is no longer up: it was stopped from elsewhere. If by nobody, {log} says why.")
 
 
 def _example_folder() -> Path:

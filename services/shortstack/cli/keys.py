@@ -35,6 +35,7 @@ def create(
         return
     console().print(created["key"], markup=False)
     errors().print("Keep it: it is stored as a hash and cannot be shown again.")
+    errors().print(f"To end it: shortstack keys revoke {created['id']}", markup=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -47,7 +48,7 @@ def list_(as_json: Json = False) -> None:
 
 
 @app.command()
-def revoke(key: Annotated[str, typer.Argument(help="Id of the key.")]) -> None:
+def revoke(key: Annotated[str, typer.Argument(help="Id of the key, as `keys list` shows it.")]) -> None:
     """Revoke a key; it stops working at once."""
     _call(Connection.open(), "DELETE", f"{_PATH}/{key}")
     console().print(f"{key}: revoked", markup=False)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Json", "console", "errors", "shorten", "show"]
+__all__ = ["Elapsed", "Json", "console", "errors", "shorten", "show"]
 
 _IDS = ("publication", "run", "version")
 """Columns of which a table shows as much as commands need to tell one from another; JSON has all."""
@@ -47,6 +49,14 @@ def console() -> Console:
 def errors() -> Console:
     """Standard error."""
     return Console(stderr=True)
+
+
+class Elapsed(ProgressColumn):
+    """Time since a bar's start, also past its last step: rich's own stops there, though what follows takes minutes."""
+
+    def render(self, task: Task) -> Text:
+        """As 0:01:22."""
+        return Text(str(timedelta(seconds=int(task.elapsed or 0.0))), style="progress.elapsed")
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str = "") -> None:

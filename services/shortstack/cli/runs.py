@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import grpc
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 
 from shortstack.cli.connection import Connection
 from shortstack.cli.given import settings_given
-from shortstack.cli.output import Json, console, errors, show
+from shortstack.cli.output import Elapsed, Json, console, errors, show
 from shortstack.core.errors import Conflict
 from shortstack.messages.v1 import training_pb2 as tr
 from shortstack.training.v1 import training_pb2 as pb
@@ -145,7 +145,7 @@ class _Bars:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task: TaskID = progress.add_task("waiting", total=None, words="")
+        self._task: TaskID = progress.add_task("waiting", total=None, steps="", words="")
 
     def job(self, job: tr.JobSnapshot) -> None:
         """Shows what goes on beside training."""
@@ -157,8 +157,9 @@ class _Bars:
         """Shows the step."""
         if run.max_steps and run.state != tr.RUN_STATE_WAITING:
             name = "train" if run.step < run.max_steps else "export"
+            steps = f"{run.step}/{run.max_steps}"
             self._progress.update(
-                self._task, description=name, completed=run.step, total=run.max_steps, words=_speed(run)
+                self._task, description=name, completed=run.step, total=run.max_steps, steps=steps, words=_speed(run)
             )
 
 
@@ -196,8 +197,15 @@ def _standing(job: tr.JobSnapshot) -> tuple[str, str]:
     running = next((s for s in job.steps if s.state == tr.STEP_STATE_RUNNING), None)
     if running is None:
         return job_state(job.state), ""
+    if running.name == "train" and not running.total:
+        return "starting", running.message or "the trainer loads the base model and the records"
     counted = f"{running.done:,}/{running.total:,} {running.unit}" if running.total else ""
     return running.name, running.message or counted
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    texts = (TextColumn("{task.fields[steps]}"), TextColumn("{task.fields[words]}", markup=False))
+    return TextColumn("[bold]{task.description}"), BarColumn(), *texts, Elapsed()
 
 
 def _speed(run: tr.RunSnapshot) -> str:
@@ -207,15 +215,8 @@ def _speed(run: tr.RunSnapshot) -> str:
 def watch_job(connection: Connection, job: str) -> tr.JobSnapshot:
     """Shows steps with loss and time left until the job has ended; the job as it then stands."""
     connection.training.GetRun(pb.GetRunRequest(owner=connection.owner, id=job), timeout=30)
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[words]}"),
-        TimeElapsedColumn(),
-    )
     if errors().is_terminal:
-        with Progress(*columns, console=errors()) as progress:
+        with Progress(*_columns(), console=errors()) as progress:
             last = _follow(connection, job, _Bars(progress))
     else:
         last = _follow(connection, job, _Lines())

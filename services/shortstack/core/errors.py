@@ -124,7 +124,7 @@ def wire_code(error: BaseException) -> WireCode:
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A remedy that lists ``known`` and, where one is close to ``given``, asks for it by name.
+    """A remedy that asks for what is close to ``given`` by name, if anything is, and then lists ``known``.
 
     The nearest is found by ``difflib`` with its default cutoff of 0.6, without regard to case.
     """
@@ -132,5 +132,5 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in names}
     close = difflib.get_close_matches(given.lower(), by_lower, n=1)
     listed = ", ".join(names) if names else "none"
-    hint = f' Did you mean "{by_lower[close[0]]}"?' if close else ""
-    return f"Known: {listed}.{hint}"
+    hint = f'Did you mean "{by_lower[close[0]]}"? ' if close else ""
+    return f"{hint}Known: {listed}."

@@ -16,6 +16,7 @@ from shortstack.core.errors import Invalid
 __all__ = [
     "DEFAULT_OWNER",
     "NAME",
+    "NAME_RULE",
     "BatchId",
     "begun_by",
     "check_name",
@@ -31,6 +32,9 @@ DEFAULT_OWNER: Final = "default"
 NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 """Names of datasets, owners, suffixes: they become parts of topics, object keys and Kubernetes labels."""
 
+NAME_RULE: Final = "Use 1 to 64 of a-z, 0-9, dot, underscore and hyphen, with a letter or digit at both ends."
+"""`NAME` in words."""
+
 
 def check_name(value: str, *, param: str) -> str:
     """Returns ``value`` if it is a name.
@@ -41,7 +45,7 @@ def check_name(value: str, *, param: str) -> str:
     if not NAME.fullmatch(value):
         raise Invalid(
             f'{param} "{value}" is not a name',
-            remedy="Use 1 to 64 of a-z, 0-9, dot, underscore and hyphen, with a letter or digit at both ends.",
+            remedy=NAME_RULE,
             param=param,
         )
     return value

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from shortstack.core.errors import Invalid, did_you_mean
+from shortstack.core.identity import NAME, NAME_RULE
 
 __all__ = ["invalid_from"]
 
@@ -32,6 +33,9 @@ def invalid_from(error: ValidationError, model: type[BaseModel], *, where: str =
         known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         given = first["input"]
         return Invalid(f'"{param}" is "{given}"', where=where, remedy=did_you_mean(given, known), param=param)
+    if first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] == f"^{NAME.pattern}$":
+        what = f'"{param}": "{first["input"][:80]}" is not a name'
+        return Invalid(what, where=where, remedy=NAME_RULE, param=param)
     text = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], Mapping | list | tuple) else f" (given: {str(first['input'])[:80]!r})"
     subject = f'"{param}": ' if param else ""

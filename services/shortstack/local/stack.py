@@ -21,9 +21,10 @@ from shortstack.local.services import SERVICES
 from shortstack.local.settings import LocalSettings
 from shortstack.local.supervisor import FAILED, SUPERVISOR
 
-__all__ = ["ServiceStatus", "down", "is_up", "kept_up", "resident_mb", "status", "up"]
+__all__ = ["ServiceStatus", "await_end", "down", "is_up", "kept_up", "resident_mb", "status", "up"]
 
 _POLL_S: Final = 0.1
+_LOOK_S: Final = 0.5
 _BYTES_NEEDED: Final = 16 * 2**20
 _MARK: Final = "SHORTSTACK_STACK"
 
@@ -78,25 +79,39 @@ def up(settings: LocalSettings, say: Say = lambda _: None) -> list[ServiceStatus
 def kept_up(settings: LocalSettings, say: Say = lambda _: None) -> Iterator[bool]:
     """The stack while a block runs; yields whether it was started for it. Only then is it stopped at the block's end.
 
-    What somebody else has up, or is starting, is waited for and left as it is: others may be using it. What the start
-    of this block has half started when it is interrupted is stopped too.
+    What somebody else has up, or is starting, is waited for and left as it is: others may be using it. So is what
+    somebody else has started in the block, after this one's was stopped. What the start of this block has half started
+    when it is interrupted is stopped too.
 
     Raises:
         Fatal: as `up`.
     """
-    ours = False
+    ours, started = False, None
     try:
         with _exclusive(settings.run_folder):
             running = _supervisor(settings)
             if running is None:
                 ours = True
                 _start(settings, say)
+                started = _supervisor(settings)
             else:
                 _join(settings, running, say)
         yield ours
     finally:
-        if ours:
+        now = _supervisor(settings)
+        if ours and (started is None or now is None or _same(started, now)):
             down(settings, say)
+
+
+def await_end(settings: LocalSettings) -> None:
+    """Returns once the stack that is up has ended: it was stopped from elsewhere, or its supervisor died."""
+    running = _supervisor(settings)
+    while running is not None and running.process() is not None:
+        time.sleep(_LOOK_S)
+
+
+def _same(one: ProcessRecord, other: ProcessRecord) -> bool:
+    return (one.pid, one.created) == (other.pid, other.created)
 
 
 def _start(settings: LocalSettings, say: Say) -> None:

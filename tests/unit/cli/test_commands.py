@@ -106,6 +106,33 @@ def test_the_gateways_refusal_decides_the_exit_code(status: int, exit_code: int)
     assert "said so" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said", "command"),
+    [
+        (["keys", "revoke", "laptop"], 'there is no key "laptop". GET /v1/admin/keys lists them.', "keys list"),
+        (
+            ["chat", "--model", "x", "-m", "y"],
+            "The model `x` does not exist. GET /v1/models lists them.",
+            "models list",
+        ),
+    ],
+)
+def test_a_refusal_names_the_command_that_helps_and_not_a_request(
+    gateway: Gateway, arguments: list[str], said: str, command: str
+) -> None:
+    gateway.status, gateway.body = 404, json.dumps({"error": {"message": said}}).encode()
+    refused = str(CliRunner().invoke(app, arguments, env=gateway.environment).exception)
+    assert f"shortstack {command}" in refused
+    assert "/v1/" not in refused
+
+
+def test_a_new_key_comes_with_the_id_that_ends_it(gateway: Gateway) -> None:
+    gateway.body = json.dumps({**KEY, "key": "sk-ss-whole"}).encode()
+    made = CliRunner().invoke(app, ["keys", "create", "ci"], env=gateway.environment)
+    assert made.stdout.split() == ["sk-ss-whole"]
+    assert "shortstack keys revoke key-1" in made.stderr
+
+
 def test_an_answer_that_is_not_the_gateways_is_one_line(gateway: Gateway) -> None:
     gateway.status, gateway.body = 502, b"<html>proxy</html>"
     said = shortstack("keys", "list", **gateway.environment)
@@ -258,3 +285,25 @@ def test_a_refused_question_does_not_end_the_conversation(gateway: Gateway) -> N
     assert said.stderr.count("too long") == 2
     alone = CliRunner().invoke(app, ["chat", "--model", "m", "-m", "one"], env=gateway.environment)
     assert "too long" in str(alone.exception)
+
+
+def test_one_question_says_beside_the_answer_which_model_is_asked(gateway: Gateway) -> None:
+    said = CliRunner().invoke(app, ["chat", "--model", "faq@prod", "-m", "one"], env=gateway.environment)
+    assert "faq@prod" in said.stderr
+    assert "faq@prod" not in said.stdout
+
+
+def test_the_progress_counts_what_the_report_counts(ingestion: tuple[Ingestion, str], tmp_path: Path) -> None:
+    servicer, address = ingestion
+    (tmp_path / "data.csv").write_text("a,b\n")
+    done = snapshot("new", "a" * 64, ds.DATASET_STATE_READY, 481)
+    done.announced = done.formatted = done.counts.records = 481
+    done.counts.items, done.counts.malformed = 491, 10
+    servicer.then = [done]
+    said = CliRunner().invoke(
+        app,
+        ["datasets", "publish", str(tmp_path / "data.csv"), "--name", "n"],
+        env={"SHORTSTACK_INGESTION_ADDRESS": address, "SHORTSTACK_VAR": str(tmp_path), "COLUMNS": "200"},
+    )
+    assert "491 of 491" in said.stderr
+    assert [line.split()[2] for line in said.stdout.splitlines() if line.startswith("items read")] == ["491"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from tests.unit.cli.test_commands import Gateway, gateway
 
 from shortstack.cli import demo
 from shortstack.cli.main import main
+from shortstack.local.processes import ProcessRecord, write_record
+from shortstack.local.settings import LocalSettings
 from shortstack.serving.v1 import serving_pb2 as srv
 from shortstack.serving.v1 import serving_pb2_grpc
 
@@ -96,6 +100,25 @@ def test_what_the_start_of_the_stack_takes_counts_for_the_peak(monkeypatch: pyte
     monkeypatch.setattr(demo, "_run", lambda *given: peaks.append(given[-1].stop()))
     demo.demo(exit_=True)
     assert peaks == [900.0]
+
+
+def test_it_ends_when_the_stack_is_stopped_from_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHORTSTACK_VAR", str(tmp_path))
+    monkeypatch.setattr(demo, "kept_up", lambda *_: nullcontext(True))
+    monkeypatch.setattr(demo, "_interrupted_once", nullcontext)  # signals are the main thread's
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as supervisor:
+        created = psutil.Process(supervisor.pid).create_time()
+        record = ProcessRecord("supervisor", supervisor.pid, created, "ready", created)
+        write_record(LocalSettings().run_folder, record)
+        monkeypatch.setattr(demo, "_run", lambda *_: supervisor.kill())
+        serving = threading.Thread(target=demo.demo, daemon=True)
+        serving.start()
+        serving.join(30)
+        assert not serving.is_alive()
+    assert "stopped from elsewhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

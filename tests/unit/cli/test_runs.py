@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 from typer.testing import CliRunner
 
+from shortstack.cli import runs
 from shortstack.cli.main import app
 from shortstack.core.errors import Invalid
 from shortstack.messages.v1 import training_pb2 as tr
@@ -73,6 +77,17 @@ class Restarting(Training):
         yield from super().WatchRun(request, context)
 
 
+class Loading(Training):
+    """Its run starts at once, and loads its model before the first step."""
+
+    def WatchRun(self, request: pb.WatchRunRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchRunResponse]:
+        yield pb.WatchRunResponse(job=tr.JobSnapshot(job="ftjob-1", state=tr.JOB_STATE_QUEUED))
+        starts = tr.JobSnapshot(job="ftjob-1", state=tr.JOB_STATE_RUNNING)
+        starts.steps.add(name="train", state=tr.STEP_STATE_RUNNING, unit="steps")
+        yield pb.WatchRunResponse(job=starts)
+        yield from list(super().WatchRun(request, context))[2:]
+
+
 @pytest.fixture
 def service() -> Training:
     """Behind the commands."""
@@ -116,6 +131,33 @@ def test_watching_says_what_is_waited_for_and_then_the_steps(runner: CliRunner) 
     assert lines[0] == f"waiting: {NO_NODE}"
     assert lines[1].startswith("train: step 5 of 10")
     assert lines[-1] == "ftjob-1: succeeded ft:base:x"
+
+
+@pytest.mark.parametrize("service", [Loading()])
+def test_a_run_that_loads_its_model_does_not_seem_to_wait(runner: CliRunner, service: Loading) -> None:
+    lines = runner.invoke(app, ["runs", "watch", "ftjob-1"]).output.splitlines()
+    assert lines[0].startswith("queued: ")
+    assert lines[1] == "starting: the trainer loads the base model and the records"
+    assert lines[2].startswith("train: step 5 of 10")
+
+
+def test_the_time_of_a_bar_goes_on_after_training_and_its_steps_are_no_question() -> None:
+    now = 0.0
+    screen = Console(file=io.StringIO(), width=200, force_terminal=True)
+    progress = Progress(*runs._columns(), console=screen, get_time=lambda: now, auto_refresh=False)
+    bars = runs._Bars(progress)
+
+    def shown() -> str:
+        with screen.capture() as seen:
+            screen.print(progress.make_tasks_table(progress.tasks))
+        return seen.get()
+
+    bars.job(tr.JobSnapshot(job="ftjob-1", state=tr.JOB_STATE_QUEUED))
+    assert "?" not in shown()
+    bars.run(tr.RunSnapshot(state=tr.RUN_STATE_EXPORTING, step=10, max_steps=10))
+    now = 82.0
+    assert "10/10" in shown()
+    assert "0:01:22" in shown()
 
 
 @pytest.mark.parametrize("service", [Restarting()])

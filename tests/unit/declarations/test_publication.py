@@ -113,3 +113,12 @@ def test_what_may_be_named_is_what_can_be_read() -> None:
     assert set(FAMILIES) == set(COMPILED_FAMILIES)
     source = publication_schema()["$defs"]["Source"]["properties"]["file_format"]
     assert set(source["anyOf"][0]["enum"]) == set(READERS)
+
+
+@pytest.mark.parametrize("name", ["Bad Name!", "-x", "x-"])
+def test_what_is_no_name_is_told_the_rule_in_words(name: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        parse_publication({"dataset": name, "source": "a"})
+    assert f'"{name}" is not a name. Use 1 to 64 of a-z' in str(refused.value)
+    assert "[a-z" not in str(refused.value)
+    assert refused.value.param == "dataset"

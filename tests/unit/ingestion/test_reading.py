@@ -196,3 +196,11 @@ def test_a_parquet_bomb_is_stopped_too(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="unfold to more than") as stopped:
         list(itertools.islice(items, 500))
     assert stopped.value.code == "source_too_large"
+
+
+def test_a_file_of_no_known_kind_is_told_the_endings_that_are(tmp_path: Path) -> None:
+    (tmp_path / "ft.py").write_text("import os")
+    with pytest.raises(Unreadable) as refused:
+        detect_file_format(tmp_path / "ft.py", "ft.py", SMALL)
+    for ending in (".json", ".jsonl", ".csv", ".tsv", ".parquet"):
+        assert ending in refused.value.remedy

@@ -60,7 +60,8 @@ def detect_file_format(path: Path, name: str, limits: Limits) -> str:
     raise Unreadable(
         "neither its name nor its first bytes tell what kind of file this is",
         code="unknown_file_format",
-        remedy=f'Name it in "source": {{"file_format": …}}. {did_you_mean(name, READERS)}',
+        remedy=f"Give it the ending of what it is: {', '.join(_SUFFIXES)}. "
+        f'A message may name it instead, in "source": {{"file_format": …}}. Known: {", ".join(sorted(READERS))}.',
     )
 
 
