@@ -13,10 +13,10 @@ from typing import Final
 import psutil
 
 from shortstack.core.errors import ShortstackError
-from shortstack.local.base_model import BASE_MODEL, inspect_base_model
 from shortstack.local.broker import BrokerConfig
 from shortstack.local.jars import broken_jars, declared_jars
 from shortstack.local.java import find_java
+from shortstack.local.required import require_base_model, setup_command
 from shortstack.local.services import SERVICES
 from shortstack.local.settings import LocalSettings
 from shortstack.local.stack import status
@@ -25,7 +25,6 @@ __all__ = ["CHECKS", "Finding", "doctor"]
 
 _DISK_NEEDED: Final = 2 * 2**30
 _MEMORY_NEEDED: Final = 6 * 2**30
-_PREPARE: Final = "Run `make setup`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +76,13 @@ def _jars(settings: LocalSettings) -> Finding:
     broken = broken_jars(BrokerConfig.of(settings).libs, jars)
     if broken:
         names = ", ".join(jar.file_name for jar in broken[:3])
-        return Finding("jars", False, f"{len(broken)} of {len(jars)} missing or changed: {names}", _PREPARE)
+        remedy = f"Run `{setup_command(settings)}`."
+        return Finding("jars", False, f"{len(broken)} of {len(jars)} missing or changed: {names}", remedy)
     return Finding("jars", ok=True, what=f"{len(jars)} there, each with its sha256")
 
 
 def _model(settings: LocalSettings) -> Finding:
-    faults = inspect_base_model(settings.root, full=True)
-    if faults:
-        named = "; ".join(f"{fault.file}: {fault.what}" for fault in faults)
-        remedy = f"Remove {settings.root / 'models' / BASE_MODEL}, then run `make setup`."
-        return Finding("base model", ok=False, what=named, remedy=remedy)
-    return Finding("base model", ok=True, what=f"{BASE_MODEL}, each file with its sha256")
+    return Finding("base model", ok=True, what=require_base_model(settings, full=True))
 
 
 def _disk(settings: LocalSettings) -> Finding:

@@ -14,6 +14,7 @@ import pytest
 from tests.polling import until
 
 from shortstack.core.errors import Fatal
+from shortstack.local.base_model import BASE_MODEL
 from shortstack.local.doctor import CHECKS, doctor
 from shortstack.local.processes import ProcessRecord, created_at, write_record
 from shortstack.local.settings import LocalSettings
@@ -31,6 +32,9 @@ def test_without_java_up_says_so_once_and_leaves_nothing(
         "SHORTSTACK_KAFKA_LIBS": str(settings.kafka_libs),
     }.items():
         monkeypatch.setenv(name, value)
+    folder = settings.root / "models" / BASE_MODEL
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"files": {}}')
     said: list[str] = []
     with pytest.raises(Fatal, match="SHORTSTACK_JAVA: no Java at"):
         up(settings, said.append)
