@@ -14,7 +14,6 @@ import pytest
 from tests.polling import until
 
 from shortstack.core.errors import Fatal
-from shortstack.local.base_model import BASE_MODEL
 from shortstack.local.doctor import CHECKS, doctor
 from shortstack.local.processes import ProcessRecord, created_at, write_record
 from shortstack.local.settings import LocalSettings
@@ -23,6 +22,7 @@ from shortstack.local.stack import down, is_up, status, up
 TOY = Path(__file__).with_name("toy.py")
 
 
+@pytest.mark.usefixtures("base_model")
 def test_without_java_up_says_so_once_and_leaves_nothing(
     settings: LocalSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,9 +32,6 @@ def test_without_java_up_says_so_once_and_leaves_nothing(
         "SHORTSTACK_KAFKA_LIBS": str(settings.kafka_libs),
     }.items():
         monkeypatch.setenv(name, value)
-    folder = settings.root / "models" / BASE_MODEL
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text('{"files": {}}')
     said: list[str] = []
     with pytest.raises(Fatal, match="SHORTSTACK_JAVA: no Java at"):
         up(settings, said.append)
