@@ -22,7 +22,8 @@ class DeployWish(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     suffix: str | None = None
-    """Part of the model's name, ``ft:BASE:OWNER:SUFFIX:12HEX``; 1 to 64 of letters, digits, ``._-``."""
+    """Part of the model's name, ``ft:BASE:OWNER:SUFFIX:12HEX``; 1 to 64 of letters, digits, ``._-``.
+    Without it the dataset's name."""
     alias: str | None = None
     """A name that moves to the new model once it is proven; NAME or NAME@STAGE."""
 

@@ -6,17 +6,17 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import psutil
 
 from shortstack.core.errors import ShortstackError
-from shortstack.local.base_model import BASE_MODEL, inspect_base_model
 from shortstack.local.broker import BrokerConfig
 from shortstack.local.jars import broken_jars, declared_jars
 from shortstack.local.java import find_java
+from shortstack.local.required import require_base_model, setup_command
 from shortstack.local.services import SERVICES
 from shortstack.local.settings import LocalSettings
 from shortstack.local.stack import status
@@ -25,7 +25,10 @@ __all__ = ["CHECKS", "Finding", "doctor"]
 
 _DISK_NEEDED: Final = 2 * 2**30
 _MEMORY_NEEDED: Final = 6 * 2**30
-_PREPARE: Final = "Run `make setup`."
+_OTHER_PORTS: Final = (
+    "Stop what listens there, or set SHORTSTACK_PORT_BASE (or SHORTSTACK_GATEWAY_PORT, for the gateway's) "
+    "to another number."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +80,13 @@ def _jars(settings: LocalSettings) -> Finding:
     broken = broken_jars(BrokerConfig.of(settings).libs, jars)
     if broken:
         names = ", ".join(jar.file_name for jar in broken[:3])
-        return Finding("jars", False, f"{len(broken)} of {len(jars)} missing or changed: {names}", _PREPARE)
+        remedy = f"Run `{setup_command(settings)}`."
+        return Finding("jars", False, f"{len(broken)} of {len(jars)} missing or changed: {names}", remedy)
     return Finding("jars", ok=True, what=f"{len(jars)} there, each with its sha256")
 
 
 def _model(settings: LocalSettings) -> Finding:
-    faults = inspect_base_model(settings.root, full=True)
-    if faults:
-        named = "; ".join(f"{fault.file}: {fault.what}" for fault in faults)
-        remedy = f"Remove {settings.root / 'models' / BASE_MODEL}, then run `make setup`."
-        return Finding("base model", ok=False, what=named, remedy=remedy)
-    return Finding("base model", ok=True, what=f"{BASE_MODEL}, each file with its sha256")
+    return Finding("base model", ok=True, what=require_base_model(settings, full=True))
 
 
 def _disk(settings: LocalSettings) -> Finding:
@@ -109,21 +108,19 @@ def _memory(settings: LocalSettings) -> Finding:
 
 
 def _ports(settings: LocalSettings) -> Finding:
-    mine = {port for line in status(settings) if line.pid is not None for port in line.ports.values()}
     names = [*([] if settings.kafka_bootstrap else ["kafka"]), *SERVICES]
     wanted = {port: name for name in names for port in settings.ports.taken_by(name).values()}
-    taken = [f"{port} ({name})" for port, name in wanted.items() if port not in mine and _listens(port)]
+    taken = [f"{port} ({wanted[port]})" for port in _taken_by_others(settings, wanted)]
     if taken:
-        remedy = (
-            "Stop what listens there, or set SHORTSTACK_PORT_BASE (or SHORTSTACK_GATEWAY_PORT, for the gateway's) "
-            "to another number."
-        )
-        return Finding("ports", ok=False, what=f"taken by others: {', '.join(taken)}", remedy=remedy)
+        return Finding("ports", ok=False, what=f"taken by others: {', '.join(taken)}", remedy=_OTHER_PORTS)
     return Finding("ports", ok=True, what=f"{min(wanted)} to {max(wanted)} are free or ours")
 
 
 def _broker(settings: LocalSettings) -> Finding:
     if not settings.kafka_bootstrap:
+        if _taken_by_others(settings, [settings.ports.broker]):
+            what = f"{settings.bootstrap}, the place of our own, is taken by others, perhaps by another stack"
+            return Finding("broker", ok=False, what=what, remedy=_OTHER_PORTS)
         return Finding("broker", ok=True, what=f"our own, at {settings.bootstrap}")
     for address in settings.kafka_bootstrap.split(","):
         host, _, port = address.strip().rpartition(":")
@@ -134,6 +131,12 @@ def _broker(settings: LocalSettings) -> Finding:
             continue
     remedy = "Start it, correct SHORTSTACK_KAFKA_BOOTSTRAP, or unset it to use our own."
     return Finding("broker", ok=False, what=f"nothing answers at {settings.kafka_bootstrap}", remedy=remedy)
+
+
+def _taken_by_others(settings: LocalSettings, ports: Iterable[int]) -> list[int]:
+    """Those on which something listens that is no process of this stack."""
+    mine = {port for line in status(settings) if line.pid is not None for port in line.ports.values()}
+    return [port for port in ports if port not in mine and _listens(port)]
 
 
 def _listens(port: int) -> bool:

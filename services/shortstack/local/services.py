@@ -27,6 +27,7 @@ __all__ = [
     "apply_topics",
     "http_probe",
     "local_stages",
+    "served_model",
     "service_environment",
 ]
 
@@ -170,7 +171,7 @@ def _own(settings: LocalSettings, service: str) -> dict[str, str]:
     """What one service alone is told. Inference takes TGI's names: in a cluster TGI stands in its place."""
     table = {
         "inference": {
-            "MODEL_ID": next(iter(_base_models(settings).values())),
+            "MODEL_ID": str(served_model(settings)[1]),
             "HOSTNAME": _HOST,
             "PORT": str(settings.ports.http("inference")),
             # TGI's own name, without a prefix: a key meant for something else would lock serving out.
@@ -179,6 +180,16 @@ def _own(settings: LocalSettings, service: str) -> dict[str, str]:
         },
     }
     return table.get(service, {})
+
+
+def served_model(settings: LocalSettings) -> tuple[str, Path]:
+    """Name and folder of the base model that inference runs: the first of the table.
+
+    Raises:
+        Fatal: SHORTSTACK_BASE_MODELS is no table.
+    """
+    name, folder = next(iter(_base_models(settings).items()))
+    return name, Path(folder)
 
 
 def _base_models(settings: LocalSettings) -> dict[str, str]:

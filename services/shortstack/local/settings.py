@@ -58,11 +58,16 @@ class LocalSettings(BaseSettings):
                 remedy=f"Correct {name}, or unset it to take the default.",
             ) from error
 
+    @staticmethod
+    def default_root() -> Path:
+        """The folder of the stack where SHORTSTACK_VAR names none: the checkout's, else one in the current folder."""
+        return (_checkout() or Path.cwd()) / "var"
+
     @property
     def root(self) -> Path:
         """``var`` as an absolute path. Unset, that of the checkout, so that every folder means the same stack."""
-        if "var" not in self.model_fields_set and (checkout := _checkout()) is not None:
-            return checkout / self.var
+        if "var" not in self.model_fields_set:
+            return self.default_root()
         return self.var.expanduser().absolute()
 
     @property

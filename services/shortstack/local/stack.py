@@ -17,6 +17,7 @@ import psutil
 
 from shortstack.core.errors import Fatal
 from shortstack.local.processes import ProcessRecord, end_process, last_lines, launch, read_record, resident_bytes
+from shortstack.local.required import require_base_model
 from shortstack.local.services import SERVICES
 from shortstack.local.settings import LocalSettings
 from shortstack.local.supervisor import FAILED, SUPERVISOR
@@ -117,6 +118,7 @@ def _same(one: ProcessRecord, other: ProcessRecord) -> bool:
 def _start(settings: LocalSettings, say: Say) -> None:
     _clear_leftovers(settings, say)
     _require_room(settings)
+    require_base_model(settings)
     log = settings.log_folder / f"{SUPERVISOR}.log"
     start = log.stat().st_size if log.exists() else 0
     process = launch(

@@ -26,7 +26,7 @@ __all__ = ["JOB_ENDED", "RUN_ENDED", "JobBook", "new_job", "new_run", "stamp"]
 JOB_ENDED: Final = frozenset({tr.JOB_STATE_SUCCEEDED, tr.JOB_STATE_FAILED, tr.JOB_STATE_CANCELLED})
 RUN_ENDED: Final = frozenset({tr.RUN_STATE_SUCCEEDED, tr.RUN_STATE_FAILED, tr.RUN_STATE_CANCELLED})
 STEPS: Final = ("validate", "curate", "train", "export", "prove", "deploy")
-_DEFAULT_SUFFIX: Final = "model"
+_PLAIN_SUFFIX: Final = "model"
 _NOT_ACCEPTED: Final = "dataset_not_accepted"
 _UNACCEPTED: Final = "See that ingestion and assembly run, publish the dataset, and ask for the job again."
 _MODEL_OVER: Final = frozenset({sv.MODEL_STATE_REFUSED, sv.MODEL_STATE_WITHDRAWN})
@@ -189,10 +189,10 @@ class JobBook:
         self,
         job: tr.JobSnapshot,
         dataset: ds.DatasetSnapshot | None,
-        model: sv.ModelSnapshot | None,
+        models: Mapping[str, sv.ModelSnapshot],
         now: datetime,
     ) -> None:
-        """Works out where the job is."""
+        """Works out where the job is; ``models`` are those that serving tells of, by name."""
         if job.state in JOB_ENDED:
             return
         if not job.run:
@@ -201,7 +201,7 @@ class JobBook:
         if run is not None and job.state not in JOB_ENDED:
             self._follow_run(job, run, now)
             if run.state == tr.RUN_STATE_SUCCEEDED and job.state not in JOB_ENDED:
-                self._deploy(job, run, model, now)
+                self._deploy(job, run, models, now)
 
     def _curate(self, job: tr.JobSnapshot, dataset: ds.DatasetSnapshot | None, now: datetime) -> None:
         if dataset is None:
@@ -300,14 +300,36 @@ class JobBook:
         elif run.state == tr.RUN_STATE_CANCELLED:
             self.fail(job, "training_cancelled", "the run was cancelled", "", now)
 
-    def _deploy(self, job: tr.JobSnapshot, run: tr.RunSnapshot, model: sv.ModelSnapshot | None, now: datetime) -> None:
-        wish = JobRequest.parse(job.request_json, where=job.job).deploy
-        if wish is None:
+    def _model_of(
+        self, job: tr.JobSnapshot, run: tr.RunSnapshot, request: JobRequest, models: Mapping[str, sv.ModelSnapshot]
+    ) -> str:
+        """The name that the model of a job gets.
+
+        A wish without a suffix takes the dataset's name. Not where the dataset is OpenAI's, whose name is a number; nor
+        where these weights have the plain name already, from a version that knew no other: what exists keeps its name,
+        and a request that is read again makes no second model of it.
+        """
+
+        def named(suffix: str) -> str:
+            return model_name(run.base_model, job.owner, suffix, run.export.digest)
+
+        given = request.deploy.suffix if request.deploy is not None else None
+        if given:
+            return named(given)
+        plain = named(_PLAIN_SUFFIX)
+        exists = plain in models or any(other.model == plain for other in self.jobs.values())
+        return plain if request.openai or exists else named(job.dataset)
+
+    def _deploy(
+        self, job: tr.JobSnapshot, run: tr.RunSnapshot, models: Mapping[str, sv.ModelSnapshot], now: datetime
+    ) -> None:
+        request = JobRequest.parse(job.request_json, where=job.job)
+        if request.deploy is None:
             self.end(job, tr.JOB_STATE_SUCCEEDED, now)
             return
+        model = models.get(job.model) if job.model else None
         if not job.model:
-            suffix = wish.suffix or _DEFAULT_SUFFIX
-            job.model = model_name(run.base_model, job.owner, suffix, run.export.digest)
+            job.model = self._model_of(job, run, request, models)
             self.touch(job, now)
         state = model.state if model is not None else sv.MODEL_STATE_UNSPECIFIED
         if model is not None and state in _MODEL_OVER and _before(model.updated_at, job.opened_at):

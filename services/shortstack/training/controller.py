@@ -256,7 +256,7 @@ class TrainingController:
         for job in list(self._book.jobs.values()):
             if job.state not in JOB_ENDED:
                 found = self._dataset_of(job, snapshots)
-                self._book.advance(job, found, models.get(job.model) if job.model else None, now)
+                self._book.advance(job, found, models, now)
 
     @staticmethod
     def _dataset_of(job: tr.JobSnapshot, snapshots: list[DatasetSnapshot]) -> DatasetSnapshot | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shortstack.local.base_model import BASE_MODEL
 from shortstack.local.settings import LocalSettings
 
 CHECKOUT_VAR = Path(__file__).parents[3] / "var"
@@ -38,3 +39,11 @@ def settings(tmp_path: Path) -> LocalSettings:
         start_deadline_s=60,
         stop_deadline_s=20,
     )
+
+
+@pytest.fixture
+def base_model(settings: LocalSettings) -> None:
+    """A base model that is whole as far as a start looks; nothing could be inferred with it."""
+    folder = settings.root / "models" / BASE_MODEL
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"files": {}}')

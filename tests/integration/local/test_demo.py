@@ -21,6 +21,7 @@ from shortstack.local.stack import down, kept_up, status
 TOY = Path(__file__).with_name("toy.py")
 
 
+@pytest.mark.usefixtures("base_model")
 def test_a_demo_that_is_told_to_end_while_it_starts_leaves_no_process(settings: LocalSettings, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTSTACK_")} | {
         "SHORTSTACK_VAR": str(settings.root),

@@ -22,6 +22,7 @@ from shortstack.local.stack import down, is_up, status, up
 TOY = Path(__file__).with_name("toy.py")
 
 
+@pytest.mark.usefixtures("base_model")
 def test_without_java_up_says_so_once_and_leaves_nothing(
     settings: LocalSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
