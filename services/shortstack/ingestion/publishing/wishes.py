@@ -14,11 +14,9 @@ from shortstack.declarations.patterns import check_patterns
 from shortstack.declarations.publication import PublicationMessage
 from shortstack.declarations.recipe import RECIPES, Recipe, parse_recipe
 from shortstack.declarations.train import TrainConfig, refuse_what_is_set_here
+from shortstack.prompts.formats import BASE
 
-__all__ = ["BASE_FORMAT", "RecipeReader", "Wish", "WishChecker"]
-
-BASE_FORMAT = "base"
-"""The prompt format that is the base model's own chat template; also what no format means."""
+__all__ = ["RecipeReader", "Wish", "WishChecker"]
 
 _MAX_WISH = 64 * 1024
 
@@ -84,7 +82,7 @@ class WishChecker:
         *,
         serves_merged: bool = False,
     ) -> None:
-        self._formats = (*prompt_formats, BASE_FORMAT)
+        self._formats = (*prompt_formats, BASE)
         self._bases = bases
         self._read_recipe = read_recipe
         self._serves_merged = serves_merged
