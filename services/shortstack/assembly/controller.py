@@ -50,6 +50,7 @@ from shortstack.streams.state import StateWriter
 __all__ = ["DatasetController"]
 
 _SOURCE: Final = "assembly"
+_POLL_S: Final = 0.25
 _TRIES: Final = 5
 """Failures of an assembly, beside those of an object store that is away, after which the dataset fails."""
 
@@ -127,7 +128,7 @@ class DatasetController:
         self._aside = {}
 
     def _read(self, reader: Reader) -> None:
-        for delivery in reader.poll(0.25):
+        for delivery in reader.poll(_POLL_S):
             self._take(delivery)
 
     # For the API's threads.

@@ -159,7 +159,7 @@ class AssemblyServicer(AssemblyServiceServicer):
         return mine, named
 
     def _find(self, owner: str, dataset: str) -> DatasetSnapshot:
-        """The newest publication of that name, or the one with that id."""
+        """The newest publication of that name, or the one whose id is that, or alone begins so."""
         return _newest(self._named(owner, dataset)[1])
 
     def _command(

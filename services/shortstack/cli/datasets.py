@@ -132,8 +132,7 @@ def known_publications(connection: Connection, name: str) -> dict[str, ds.Datase
     """What there is of a dataset's name by publication, to be told apart from what comes after it."""
     request = ing.ListDatasetsRequest(owner=connection.owner, dataset=name)
     answer = connection.ingestion.ListDatasets(request, timeout=30)
-    named = (found for found in answer.datasets if found.publication.dataset == name)
-    return {found.publication.publication: found for found in named}
+    return {found.publication.publication: found for found in answer.datasets}
 
 
 def watch_dataset(
